@@ -20,7 +20,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 
 SEED = 20231116
-PEOPLE = 60_000
+PEOPLE = 80_000
 TOWNS = 400
 SYSTEM_PROMPTS = [
     "You are a friendly chatbot.",
