@@ -1,0 +1,29 @@
+# 'make run' executes the series, 'make test' passes the tests. Both set up all they need in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+QUANT_VENV ?= .venv
+export QUANT_VENV
+BIN = $(QUANT_VENV)/bin/python
+
+.PHONY: run test refresh benchmark lab
+
+run:
+	@$(PYTHON) scripts/setup.py core
+	@$(BIN) scripts/series.py run 01
+	@$(PYTHON) scripts/setup.py all
+	@$(BIN) scripts/series.py run 02 03 04 05 06
+
+test:
+	@$(PYTHON) scripts/setup.py all
+	@$(BIN) -m pytest tests
+
+refresh:
+	@$(PYTHON) scripts/setup.py all
+	@$(BIN) scripts/series.py refresh
+
+benchmark:
+	@$(PYTHON) scripts/setup.py all
+	@$(BIN) scripts/series.py benchmark
+
+lab:
+	@$(PYTHON) scripts/setup.py all
+	@$(BIN) -m jupyterlab notebooks

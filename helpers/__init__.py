@@ -1,0 +1,37 @@
+"""What the notebooks of this series share: nothing in here is taught, it only repeats.
+
+Importing the package is cheap: torch and the model libraries are imported where they are used.
+"""
+
+from helpers.artifacts import artifact, artifacts_folder, building, disk_bytes, require_disk
+from helpers.console import quiet, show_versions
+from helpers.converter import llama_cpp_converter
+from helpers.memory import PeakMemory, clear_cache, tensor_bytes
+from helpers.models import MODELS, Checkpoint, calibration_texts, resolve_model
+from helpers.prompt import MESSAGES, render_prompt
+from helpers.record import Timings, measure_speed, read_records, records_table, write_record
+
+__all__ = [
+    "MESSAGES",
+    "MODELS",
+    "Checkpoint",
+    "PeakMemory",
+    "Timings",
+    "artifact",
+    "artifacts_folder",
+    "building",
+    "calibration_texts",
+    "clear_cache",
+    "disk_bytes",
+    "llama_cpp_converter",
+    "measure_speed",
+    "quiet",
+    "read_records",
+    "records_table",
+    "render_prompt",
+    "require_disk",
+    "resolve_model",
+    "show_versions",
+    "tensor_bytes",
+    "write_record",
+]

@@ -1,0 +1,76 @@
+"""Files that a notebook makes: kept by what made them, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def artifacts_folder() -> pathlib.Path:
+    """The folder for everything that is made: $QUANT_ARTIFACTS, or ``artifacts`` in the repository."""
+    folder = pathlib.Path(os.environ.get("QUANT_ARTIFACTS") or ROOT / "artifacts").expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder} ({error.strerror}). Set QUANT_ARTIFACTS to a folder that you own.") from None
+    return folder
+
+
+def artifact(kind: str, source: str | os.PathLike[str], **made_with: object) -> pathlib.Path:
+    """Where the artifact ``kind`` of the model ``source`` belongs.
+
+    The name ends in a digest of all that decides the content: the settings in ``made_with`` and, for a
+    local model, the size and time of each of its files. Another setting is another folder.
+    """
+    facts: dict[str, object] = {"kind": kind, "source": str(source), **made_with}
+    local = pathlib.Path(source)
+    if local.is_dir():
+        facts["files"] = [
+            (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(local.iterdir()) if p.is_file()
+        ]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    name = str(source).replace("/", "--") if not local.is_dir() else local.resolve().name
+    return artifacts_folder() / f"{name}-{kind}-{digest}"
+
+
+@contextlib.contextmanager
+def building(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder that becomes ``target`` when the block ends well, and vanishes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield scratch
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.exists():  # otherwise somebody else has just made the same artifact
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def disk_bytes(path: str | os.PathLike[str], pattern: str = "*") -> int:
+    """Bytes of a file, or of the files below a folder whose names match ``pattern``."""
+    path = pathlib.Path(path)
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob(pattern) if p.is_file())
+
+
+def require_disk(needed: int) -> None:
+    """Raise OSError, in one sentence, when fewer than ``needed`` bytes are free for artifacts."""
+    folder = artifacts_folder()
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"This needs {needed / 1e9:.2f} GB on disk, and {folder} has {free / 1e9:.2f} GB free. "
+            "Free some space, or set QUANT_ARTIFACTS to a folder on a larger disk."
+        )

@@ -1,0 +1,71 @@
+"""Library chatter kept out of sight; versions and the device shown, because they explain the numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what libraries print, in Python and in C; on an error all of it is shown.
+
+    For steps that are known to chatter (progress tables, load reports). Errors pass unchanged, and
+    Python warnings stay visible, but for deprecations and tqdm's wish for widgets.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    buffer = io.StringIO()
+    saved = [os.dup(1), os.dup(2)]
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            with contextlib.redirect_stdout(buffer), contextlib.redirect_stderr(buffer):
+                with warnings.catch_warnings(record=True) as caught:
+                    yield
+            for warning in caught:
+                harmless = issubclass(warning.category, (DeprecationWarning, FutureWarning))
+                if not harmless and warning.category.__name__ != "TqdmWarning":
+                    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        except BaseException:
+            file.seek(0)
+            text = buffer.getvalue() + file.read().decode(errors="replace")
+            sys.__stderr__ and print(text[-4000:], file=sys.stderr)
+            raise
+        finally:
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            for copy in saved:
+                os.close(copy)
+
+
+def show_versions(*packages: str) -> dict[str, str]:
+    """Print and return the versions of Python and ``packages``, and the device they will run on."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise ModuleNotFoundError(f"{package} is not installed. Run 'pip install -r requirements.txt'.") from None
+    versions["device"] = device_name()
+    print("\n".join(f"{name:18} {version}" for name, version in versions.items()))
+    return versions
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's width, as ``NVIDIA T4`` or ``cpu (2 cores, AVX-512)``."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    width = torch.backends.cpu.get_cpu_capability() if torch is not None else platform.machine()
+    return f"cpu ({os.cpu_count()} cores, {width.replace('AVX512', 'AVX-512')})"

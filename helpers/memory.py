@@ -1,0 +1,179 @@
+"""Memory: counted over tensors, watched while a block runs, and given back."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+# Objects that hold a whole model, by module and class; looked up only where already imported.
+HOLDERS = (
+    ("transformers.modeling_utils", "PreTrainedModel"),
+    ("llama_cpp.llama", "Llama"),
+    ("ctransformers.llm", "LLM"),
+    ("vllm.entrypoints.llm", "LLM"),
+)
+
+
+def tensor_bytes(model: Any) -> int:
+    """Bytes of every parameter and buffer of a torch module, each storage counted once.
+
+    Also counts what bitsandbytes keeps beside a 4-bit weight (``quant_state``: the block constants),
+    which ``get_memory_footprint()`` leaves out.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:
+            tensors += [t for t in (state.absmax, state.code, state.offset) if t is not None]
+            state = state.state2
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type != "meta"}
+    return sum(storages.values())
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process holds now (its resident set)."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+class PeakMemory:
+    """Watch the resident memory while a block runs: ``with PeakMemory() as peak: ...``, then ``peak.bytes``.
+
+    ``bytes`` is the highest resident memory seen above the start of the block, sampled every 2 ms.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        _trim()
+        self.start = self.highest = resident_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.002):
+            self.highest = max(self.highest, resident_bytes())
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.highest = max(self.highest, resident_bytes())
+        self.bytes = self.highest - self.start
+
+
+@dataclass
+class Cleared:
+    """What ``clear_cache`` did: bytes of resident memory before and after, and who still holds a model."""
+
+    before: int
+    after: int
+    held_by: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = f"memory: {self.before / 1e6:,.0f} MB before, {self.after / 1e6:,.0f} MB after"
+        if self.held_by:
+            text += f"\nstill holding a model: {', '.join(self.held_by)} (delete with 'del', then clear again)"
+        return text
+
+
+def clear_cache(namespace: dict[str, Any] | None = None) -> Cleared:
+    """Free what a deleted model leaves behind, print memory before and after, and return the report.
+
+    ``del model`` removes one name. A notebook keeps others: the last results (``_``, ``Out``), the last
+    exception's frames. They are dropped here, garbage is collected, and the allocators hand their empty
+    blocks back. A model that is alive after that is named by the variable that holds it.
+
+    Args:
+        namespace: where variables are looked for; the notebook's own, or the caller's module by default.
+    """
+    before = resident_bytes()
+    shell = _shell()
+    if namespace is None:
+        namespace = shell.user_ns if shell else sys._getframe(1).f_globals
+    if shell:
+        _forget_results(shell)
+    for name in ("last_traceback", "last_value", "last_exc", "last_type"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.ipc_collect()
+    _trim()
+    report = Cleared(before, resident_bytes(), _held_by(namespace))
+    print(report)
+    return report
+
+
+def _shell() -> Any:
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython else None
+
+
+def _forget_results(shell: Any) -> None:
+    """Empty the notebook's history of results, which keeps every displayed model alive."""
+    hook = shell.displayhook
+    for name in ("_", "__", "___"):
+        shell.user_ns[name] = ""
+        setattr(hook, name, "")
+    for number in list(shell.user_ns.get("Out", {})):
+        shell.user_ns.pop(f"_{number}", None)
+    shell.user_ns.get("Out", {}).clear()
+    if hasattr(shell, "last_execution_result"):
+        shell.last_execution_result = None
+    if hasattr(shell, "_last_traceback"):
+        shell._last_traceback = None
+
+
+def _trim() -> None:
+    """Ask glibc to return freed memory to the system; elsewhere nothing is needed."""
+    if sys.platform.startswith("linux"):
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # another C library, such as musl
+            pass
+
+
+def _held_by(namespace: dict[str, Any]) -> list[str]:
+    kinds = tuple(
+        getattr(sys.modules[module], name)
+        for module, name in HOLDERS
+        if module in sys.modules and hasattr(sys.modules[module], name)
+    )
+    if not kinds:
+        return []
+
+    def holds(value: Any) -> bool:
+        # A skeleton on the meta device has shapes and no memory.
+        return isinstance(value, kinds) and getattr(getattr(value, "device", None), "type", "") != "meta"
+
+    names = []
+    for name, value in list(namespace.items()):
+        if name.startswith("_") or isinstance(value, type) or type(value).__name__ == "module":
+            continue
+        if holds(value):
+            names.append(name)
+        elif isinstance(value, (list, tuple, set)) and any(map(holds, value)):
+            names.append(f"{name}[...]")
+        elif isinstance(value, dict) and name not in ("In", "Out") and any(map(holds, value.values())):
+            names.append(f"{name}[...]")
+        else:
+            inside = getattr(value, "__dict__", None)
+            if isinstance(inside, dict):
+                names += [f"{name}.{key}" for key, held in list(inside.items()) if holds(held)]
+    return sorted(names)
+
+
+def child_processes() -> list[int]:
+    """Process ids of this process's living children, at any depth."""
+    import psutil
+
+    return [child.pid for child in psutil.Process(os.getpid()).children(recursive=True)]

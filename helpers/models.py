@@ -1,0 +1,145 @@
+"""The table of models: what the parameter ``MODEL`` may be and where its files are."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import pathlib
+import re
+from dataclasses import dataclass
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TINY = ROOT / "models" / "tiny-zephyr"
+ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model's files are.
+
+    Attributes:
+        source: a local folder or a hub id, as ``from_pretrained`` takes it.
+        revision: the hub's commit or branch; None for a local folder.
+        file: the one file that is meant, for GGUF.
+    """
+
+    source: str
+    revision: str | None = None
+    file: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return self.revision is None
+
+    @property
+    def label(self) -> str:
+        """A short name, fit for a file name."""
+        if not self.is_local:
+            return self.source.replace("/", "--")
+        return pathlib.Path(self.source).resolve().name
+
+
+# name -> technique -> checkpoint; 'base' is the 16-bit model, the others are published quantized.
+MODELS: dict[str, dict[str, Checkpoint]] = {
+    "tiny": {"base": Checkpoint(str(TINY))},
+    "zephyr": {
+        "base": Checkpoint(ZEPHYR, "892b3d7a7b1cf10c7a701c60881cd93df615734c"),
+        "gptq": Checkpoint("TheBloke/zephyr-7B-beta-GPTQ", "main"),
+        "gguf": Checkpoint(
+            "TheBloke/zephyr-7B-beta-GGUF",
+            "e4714d14e9652aa9658fa937732cceadc63ac42e",
+            "zephyr-7b-beta.Q4_K_M.gguf",
+        ),
+        "awq": Checkpoint("TheBloke/zephyr-7B-beta-AWQ", "main"),
+    },
+}
+
+
+def resolve_model(name: str, technique: str = "base") -> Checkpoint | None:
+    """Say where the files of ``MODEL = name`` are, before anything is loaded.
+
+    Args:
+        name: a name in ``MODELS``, a local folder, or a hub id such as ``owner/model``.
+        technique: ``base`` or a technique that has published checkpoints (``gptq``, ``gguf``, ``awq``).
+
+    Returns:
+        The checkpoint; None when ``technique`` has no published one, so that the notebook makes it.
+
+    Raises:
+        ValueError: ``name`` is none of the three, or a folder that holds no model.
+        ConnectionError: the model is on the hub, and the hub cannot be reached.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"MODEL must be a name, a folder or a hub id, but is {name!r}. Try MODEL = 'tiny'.")
+    if name in MODELS:
+        found = MODELS[name].get(technique)
+        if found and not found.is_local:
+            _require_hub(found)
+        if found and found.is_local:
+            _require_model_folder(pathlib.Path(found.source))
+        return found
+    folder = pathlib.Path(name).expanduser()
+    looks_local = name.startswith((".", "/", "~")) or "\\" in name or folder.is_dir()
+    if looks_local:
+        _require_model_folder(folder)
+        return Checkpoint(str(folder.resolve())) if technique == "base" else None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        found = Checkpoint(name, "main")
+        _require_hub(found)
+        return found if technique == "base" else None
+    close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"MODEL = {name!r} is not known.{hint} Use one of {', '.join(map(repr, MODELS))}, "
+        "a hub id such as 'owner/model', or the path of a folder that holds a model."
+    )
+
+
+def _require_model_folder(folder: pathlib.Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {str(folder)!r}. Check the path in MODEL.")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"The folder {str(folder)!r} holds no model: config.json is missing.")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is damaged: {error}. Fetch the model again.") from None
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"The folder {str(folder)!r} has no *.safetensors file. This series loads safetensors only: "
+            "pickled weights can run code when they are opened."
+        )
+
+
+def _require_hub(checkpoint: Checkpoint) -> None:
+    """Fail within seconds, with one sentence, when the model is neither cached nor reachable."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    wanted = checkpoint.file or "config.json"
+    if isinstance(try_to_load_from_cache(checkpoint.source, wanted, revision=checkpoint.revision), str):
+        return
+    advice = "Use MODEL = 'tiny', which needs no network, or a folder that you have downloaded."
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise ConnectionError(f"{checkpoint.source} is not on this machine, and HF_HUB_OFFLINE is set. {advice}")
+    try:
+        HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5)
+    except GatedRepoError:
+        raise ConnectionError(f"{checkpoint.source} asks for a login: accept its terms on the hub first.") from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"The hub knows no model {checkpoint.source!r}. Check the spelling in MODEL.") from None
+    except Exception as error:
+        raise ConnectionError(
+            f"{checkpoint.source} is not on this machine, and the hub cannot be reached "
+            f"({type(error).__name__}). {advice}"
+        ) from None
+
+
+def calibration_texts(count: int) -> list[str]:
+    """The first ``count`` documents (at most 128) to calibrate GPTQ and AWQ with: chats and short prose."""
+    texts = json.loads((TINY / "calibration.json").read_text(encoding="utf-8"))
+    if not 1 <= count <= len(texts):
+        raise ValueError(f"There are {len(texts)} calibration texts; {count} were asked for.")
+    return texts[:count]

@@ -1,0 +1,114 @@
+"""Run a notebook with papermill, and fail on what papermill lets through.
+
+papermill reports success when a cell calls ``sys.exit(0)`` and no later cell runs, when a shell or
+install line fails, when a parameter's name is mistyped, and when processes are left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import time
+import uuid
+from typing import Any
+
+import nbformat
+import papermill
+import psutil
+
+SHELL_LINE = re.compile(r"^\s*(!|%(pip|conda|sx|system)\b|%%(bash|sh|script|system|sx)\b|get_ipython\(\)\.(system|getoutput)\b)", re.M)
+MARK = "SERIES_RUN"
+
+
+class NotebookFailed(RuntimeError):
+    """The notebook did not do what it should; the message says where."""
+
+
+def execute(
+    notebook: pathlib.Path,
+    output: pathlib.Path,
+    parameters: dict[str, Any] | None = None,
+    timeout: int = 900,
+    progress: bool = False,
+) -> nbformat.NotebookNode:
+    """Execute ``notebook`` from its own folder in a fresh kernel and write it to ``output``.
+
+    Args:
+        parameters: values for the cell tagged ``parameters``; unknown names are refused.
+        timeout: seconds that one cell may take.
+
+    Raises:
+        NotebookFailed: an error, a time-out, a cell that never ran, a shell line, an unknown
+            parameter, or a process left behind.
+    """
+    notebook, output = pathlib.Path(notebook).resolve(), pathlib.Path(output).resolve()
+    source = nbformat.read(notebook, as_version=4)
+    for number, cell in enumerate(source.cells):
+        if cell.cell_type == "code" and SHELL_LINE.search(cell.source):
+            raise NotebookFailed(f"{notebook.name}, cell {number}: a shell line fails silently; use subprocess.run(check=True)")
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = set(parameters or {}) - set(known)
+    if unknown:
+        raise NotebookFailed(f"{notebook.name} has no parameter {sorted(unknown)}; it has {sorted(known)}")
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex
+    os.environ[MARK] = mark  # inherited by the kernel and everything that it starts
+    try:
+        done = papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters=parameters or {},
+            cwd=str(notebook.parent),
+            kernel_name="python3",
+            progress_bar=progress,
+            execution_timeout=timeout,
+        )
+    except Exception as error:  # PapermillExecutionError, CellTimeoutError, DeadKernelError
+        raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {str(error)[-3000:]}") from None
+    finally:
+        del os.environ[MARK]
+        left = _left_behind(mark)
+    check_outputs(done, notebook.name)
+    if left:
+        raise NotebookFailed(f"{notebook.name} left processes behind: {left}")
+    return done
+
+
+def check_outputs(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Raise NotebookFailed unless every code cell ran once, in order, without an error."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    counts = [cell.execution_count for cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        raise NotebookFailed(f"{name}: not every cell ran in order (execution counts {counts})")
+    for number, cell in enumerate(code, 1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                raise NotebookFailed(f"{name}, In [{number}]: {output.ename}: {output.evalue}")
+
+
+def _left_behind(mark: str, patience: float = 15) -> list[str]:
+    """Processes that carry the mark; they get some seconds to end, then are killed and named."""
+
+    def marked() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    end = time.time() + patience
+    while (left := marked()) and time.time() < end:
+        time.sleep(0.2)
+    names = []
+    for process in left:
+        try:
+            names.append(" ".join(process.cmdline())[:120])
+            process.kill()
+        except psutil.Error:
+            continue
+    return names

@@ -1,0 +1,109 @@
+"""Run the series, refresh the committed outputs, or time it.
+
+    python scripts/series.py run [01 02 ...]       execute into executed/ and print the table
+    python scripts/series.py refresh [01 02 ...]   execute and keep the outputs in notebooks/
+    python scripts/series.py benchmark             seconds for each notebook, split, from fresh artifacts
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+# libgomp's threads should sleep, not spin, when they wait: other work may share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import nbformat  # noqa: E402
+from execute import NotebookFailed, execute  # noqa: E402
+
+from helpers.record import read_records, records_table  # noqa: E402
+
+
+def chosen(numbers: list[str]) -> list[pathlib.Path]:
+    """The notebooks whose names start with one of ``numbers``; all of them when none is given."""
+    found = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    wrong = [n for n in numbers if not any(p.name.startswith(n) for p in found)]
+    if wrong:
+        raise SystemExit(f"There is no notebook {', '.join(wrong)}. There are: {', '.join(p.stem for p in found)}.")
+    return [p for p in found if not numbers or any(p.name.startswith(n) for n in numbers)]
+
+
+def outputs_folder() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("QUANT_EXECUTED") or ROOT / "executed")
+
+
+def run(notebooks: list[pathlib.Path], model: str) -> dict[str, float]:
+    """Execute ``notebooks`` into the folder of executed ones; return the seconds that each took."""
+    seconds = {}
+    for number, path in enumerate(notebooks, 1):
+        print(f"[{number}/{len(notebooks)}] {path.stem}", flush=True)
+        start = time.perf_counter()
+        parameters = {} if model == "tiny" else {"MODEL": model}
+        try:
+            execute(path, outputs_folder() / path.name, parameters, progress=sys.stderr.isatty())
+        except NotebookFailed as error:
+            raise SystemExit(f"{error}\n\n{path.stem} failed. What it printed is in {outputs_folder() / path.name}") from None
+        seconds[path.stem] = time.perf_counter() - start
+        print(f"      done in {seconds[path.stem]:.0f} s", flush=True)
+    return seconds
+
+
+def refresh(notebooks: list[pathlib.Path]) -> None:
+    """Execute ``notebooks`` and write their outputs back, without papermill's and widgets' metadata."""
+    for path in notebooks:
+        with tempfile.TemporaryDirectory() as folder:
+            print(path.stem, flush=True)
+            done = execute(path, pathlib.Path(folder) / path.name)
+        for key in ("papermill", "widgets"):
+            done.metadata.pop(key, None)
+        for cell in done.cells:
+            cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags" and value}
+        done.metadata = {
+            "kernelspec": done.metadata["kernelspec"],
+            "language_info": {"name": "python"},
+        }
+        nbformat.write(done, path)
+
+
+def benchmark(notebooks: list[pathlib.Path]) -> None:
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["QUANT_ARTIFACTS"] = folder
+        start = time.perf_counter()
+        whole = run(notebooks, "tiny")
+        total = time.perf_counter() - start
+        records = read_records()
+    rows = [
+        {"technique": r["technique"], **{k: r["seconds"].get(k, 0.0) for k in ("import", "make", "load", "answer")}, "whole": w}
+        for r, w in zip(records, whole.values(), strict=True)
+    ]
+    print(pd.DataFrame(rows).set_index("technique").round(1).to_string())
+    print(f"the whole series: {total:.0f} s on {records[0]['versions']['device']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "refresh", "benchmark"])
+    parser.add_argument("notebooks", nargs="*", help="numbers, such as 01 05; all when none is given")
+    parser.add_argument("--model", default="tiny", help="the parameter MODEL, with run")
+    given = parser.parse_args()
+    notebooks = chosen(given.notebooks)
+    if given.command == "refresh":
+        refresh(notebooks)
+    elif given.command == "benchmark":
+        benchmark(notebooks)
+    else:
+        run(notebooks, given.model)
+        print(f"\nThe executed notebooks are in {outputs_folder()}\n")
+        print(records_table(read_records(given.model)).to_string())
+
+
+if __name__ == "__main__":
+    main()
