@@ -20,7 +20,8 @@ def artifacts_folder() -> pathlib.Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"Cannot write to {folder} ({error.strerror}). Set QUANT_ARTIFACTS to a folder that you own.") from None
+        advice = "Set QUANT_ARTIFACTS to a folder that you own."
+        raise OSError(f"Cannot write to {folder} ({error.strerror}). {advice}") from None
     return folder
 
 

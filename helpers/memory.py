@@ -31,8 +31,8 @@ def tensor_bytes(model: Any) -> int:
         while state is not None:
             tensors += [t for t in (state.absmax, state.code, state.offset) if t is not None]
             state = state.state2
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type != "meta"}
-    return sum(storages.values())
+    storages = [t.untyped_storage() for t in tensors if t.device.type != "meta"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def resident_bytes() -> int:
@@ -120,17 +120,15 @@ def _shell() -> Any:
 
 def _forget_results(shell: Any) -> None:
     """Empty the notebook's history of results, which keeps every displayed model alive."""
-    hook = shell.displayhook
+    results = {"_", "__", "___", *(f"_{number}" for number in shell.user_ns.get("Out", {}))}
+    for name in results:
+        shell.user_ns.pop(name, None)
+        shell.user_ns_hidden.pop(name, None)  # IPython's own list of hidden names holds the values too
     for name in ("_", "__", "___"):
-        shell.user_ns[name] = ""
-        setattr(hook, name, "")
-    for number in list(shell.user_ns.get("Out", {})):
-        shell.user_ns.pop(f"_{number}", None)
+        shell.user_ns[name] = shell.user_ns_hidden[name] = ""
+        setattr(shell.displayhook, name, "")
     shell.user_ns.get("Out", {}).clear()
-    if hasattr(shell, "last_execution_result"):
-        shell.last_execution_result = None
-    if hasattr(shell, "_last_traceback"):
-        shell._last_traceback = None
+    shell.last_execution_result = None
 
 
 def _trim() -> None:

@@ -32,7 +32,8 @@ def render_prompt(tokenizer: Any, messages: list[dict[str, str]] | None = None) 
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"Message {number} needs the keys 'role' and 'content', but is {message!r}.")
         if message["role"] not in ROLES:
-            raise ValueError(f"Message {number} has the unknown role {message['role']!r}. Use one of {', '.join(ROLES)}.")
+            known = ", ".join(ROLES)
+            raise ValueError(f"Message {number} has the unknown role {message['role']!r}. Use one of {known}.")
         if not isinstance(message["content"], str):
             raise ValueError(f"The content of message {number} must be text, but is {message['content']!r}.")
     if not getattr(tokenizer, "chat_template", None):

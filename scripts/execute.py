@@ -17,7 +17,7 @@ import nbformat
 import papermill
 import psutil
 
-SHELL_LINE = re.compile(r"^\s*(!|%(pip|conda|sx|system)\b|%%(bash|sh|script|system|sx)\b|get_ipython\(\)\.(system|getoutput)\b)", re.M)
+SHELL_LINE = re.compile(r"^\s*(!|%(pip|conda|sx|system)\b|%%(bash|sh|script|system|sx)\b|get_ipython\(\))", re.M)
 MARK = "SERIES_RUN"
 
 
@@ -46,7 +46,8 @@ def execute(
     source = nbformat.read(notebook, as_version=4)
     for number, cell in enumerate(source.cells):
         if cell.cell_type == "code" and SHELL_LINE.search(cell.source):
-            raise NotebookFailed(f"{notebook.name}, cell {number}: a shell line fails silently; use subprocess.run(check=True)")
+            advice = "a shell line fails silently; use subprocess.run(..., check=True)"
+            raise NotebookFailed(f"{notebook.name}, cell {number}: {advice}")
     known = papermill.inspect_notebook(str(notebook))
     unknown = set(parameters or {}) - set(known)
     if unknown:
@@ -64,6 +65,7 @@ def execute(
             kernel_name="python3",
             progress_bar=progress,
             execution_timeout=timeout,
+            extra_arguments=["--IPKernelApp.log_level=50"],  # the kernel's remarks on its own transport
         )
     except Exception as error:  # PapermillExecutionError, CellTimeoutError, DeadKernelError
         raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {str(error)[-3000:]}") from None

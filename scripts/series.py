@@ -20,9 +20,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import nbformat  # noqa: E402
-from execute import NotebookFailed, execute  # noqa: E402
 
+from execute import NotebookFailed, execute  # noqa: E402
 from helpers.record import read_records, records_table  # noqa: E402
+
+PARTS = ("import", "make", "load", "answer")
 
 
 def chosen(numbers: list[str]) -> list[pathlib.Path]:
@@ -48,7 +50,8 @@ def run(notebooks: list[pathlib.Path], model: str) -> dict[str, float]:
         try:
             execute(path, outputs_folder() / path.name, parameters, progress=sys.stderr.isatty())
         except NotebookFailed as error:
-            raise SystemExit(f"{error}\n\n{path.stem} failed. What it printed is in {outputs_folder() / path.name}") from None
+            printed = outputs_folder() / path.name
+            raise SystemExit(f"{error}\n\n{path.stem} failed. What it printed is in {printed}") from None
         seconds[path.stem] = time.perf_counter() - start
         print(f"      done in {seconds[path.stem]:.0f} s", flush=True)
     return seconds
@@ -81,8 +84,8 @@ def benchmark(notebooks: list[pathlib.Path]) -> None:
         total = time.perf_counter() - start
         records = read_records()
     rows = [
-        {"technique": r["technique"], **{k: r["seconds"].get(k, 0.0) for k in ("import", "make", "load", "answer")}, "whole": w}
-        for r, w in zip(records, whole.values(), strict=True)
+        {"technique": r["technique"], **{part: r["seconds"].get(part, 0.0) for part in PARTS}, "whole": seconds}
+        for r, seconds in zip(records, whole.values(), strict=True)
     ]
     print(pd.DataFrame(rows).set_index("technique").round(1).to_string())
     print(f"the whole series: {total:.0f} s on {records[0]['versions']['device']}")

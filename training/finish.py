@@ -15,9 +15,10 @@ import json
 import pathlib
 import shutil
 
-import corpus
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
+
+import corpus
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny-zephyr"
 CHANNELS, FACTOR = 8, 4.0

