@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from dataclasses import dataclass
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -69,6 +70,7 @@ def resolve_model(name: str, technique: str = "base") -> Checkpoint | None:
     Raises:
         ValueError: ``name`` is none of the three, or a folder that holds no model.
         ConnectionError: the model is on the hub, and the hub cannot be reached.
+        OSError: the download is larger than the free disk.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"MODEL must be a name, a folder or a hub id, but is {name!r}. Try MODEL = 'tiny'.")
@@ -114,7 +116,7 @@ def _require_model_folder(folder: pathlib.Path) -> None:
 
 
 def _require_hub(checkpoint: Checkpoint) -> None:
-    """Fail within seconds, with one sentence, when the model is neither cached nor reachable."""
+    """Fail within seconds, with one sentence, when the model is neither cached nor to be had."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -125,7 +127,7 @@ def _require_hub(checkpoint: Checkpoint) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise ConnectionError(f"{checkpoint.source} is not on this machine, and HF_HUB_OFFLINE is set. {advice}")
     try:
-        HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5)
+        info = HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5, files_metadata=True)
     except GatedRepoError:
         raise ConnectionError(f"{checkpoint.source} asks for a login: accept its terms on the hub first.") from None
     except RepositoryNotFoundError:
@@ -135,6 +137,28 @@ def _require_hub(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source} is not on this machine, and the hub cannot be reached "
             f"({type(error).__name__}). {advice}"
         ) from None
+    wanted = [f for f in info.siblings if f.rfilename == checkpoint.file or f.rfilename.endswith(".safetensors")]
+    if checkpoint.file:
+        wanted = [f for f in wanted if f.rfilename == checkpoint.file]
+    if not wanted:
+        kind = checkpoint.file or "*.safetensors file"
+        raise ValueError(f"{checkpoint.source} has no {kind}. This series loads no pickled weights.")
+    needed, free = sum(f.size or 0 for f in wanted), _free_in_hub_cache()
+    if free < needed:
+        raise OSError(
+            f"{checkpoint.source} is a download of {needed / 1e9:.1f} GB, and the hub's cache has {free / 1e9:.1f} GB "
+            "free. Free some space, or set HF_HOME to a folder on a larger disk."
+        )
+
+
+def _free_in_hub_cache() -> int:
+    """Bytes free where the hub's client keeps its downloads; the folder may not exist yet."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = pathlib.Path(HF_HUB_CACHE)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def calibration_texts(count: int) -> list[str]:

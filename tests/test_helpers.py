@@ -102,6 +102,22 @@ def test_an_unreachable_hub_answers_soon():
     assert "the hub cannot be reached" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("file", "gigabytes", "error", "sentence"),
+    [("model.safetensors", 5, OSError, "download of 5.0 GB"), ("model.bin", 1, ValueError, "no pickled weights")],
+)
+def test_a_hub_model_is_looked_at_before_the_download(monkeypatch, file, gigabytes, error, sentence):
+    """The hub's answer is made up here, because no test may reach it; the checks on it are real."""
+    import huggingface_hub
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=file, size=gigabytes * 10**9)])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: info)
+    monkeypatch.setattr("helpers.models._free_in_hub_cache", lambda: 2 * 10**9)
+    with pytest.raises(error, match=sentence):
+        helpers.resolve_model("some/model")
+
+
 def test_folders_without_a_model(tmp_path):
     with pytest.raises(ValueError, match="config.json is missing"):
         helpers.resolve_model(str(tmp_path))
