@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import corpus
+from evaluate import BEGIN, END, read_exam, right_answers, round_to_nearest
 from finish import add_outlier_channels
 from helpers.models import TINY
 
