@@ -7,23 +7,23 @@ BIN = $(QUANT_VENV)/bin/python
 .PHONY: run test refresh benchmark lab
 
 run:
-	@$(PYTHON) scripts/setup.py core
-	@$(BIN) scripts/series.py run 01
-	@$(PYTHON) scripts/setup.py all
-	@$(BIN) scripts/series.py run 02 03 04 05 06
+	@"$(PYTHON)" scripts/setup.py core
+	@"$(BIN)" scripts/series.py run 01
+	@"$(PYTHON)" scripts/setup.py all
+	@"$(BIN)" scripts/series.py run 02 03 04 05 06
 
 test:
-	@$(PYTHON) scripts/setup.py all
-	@$(BIN) -m pytest tests
+	@"$(PYTHON)" scripts/setup.py all
+	@"$(BIN)" -m pytest tests
 
 refresh:
-	@$(PYTHON) scripts/setup.py all
-	@$(BIN) scripts/series.py refresh
+	@"$(PYTHON)" scripts/setup.py all
+	@"$(BIN)" scripts/series.py refresh
 
 benchmark:
-	@$(PYTHON) scripts/setup.py all
-	@$(BIN) scripts/series.py benchmark
+	@"$(PYTHON)" scripts/setup.py all
+	@"$(BIN)" scripts/series.py benchmark
 
 lab:
-	@$(PYTHON) scripts/setup.py all
-	@$(BIN) -m jupyterlab notebooks
+	@"$(PYTHON)" scripts/setup.py all
+	@"$(BIN)" -m jupyterlab notebooks

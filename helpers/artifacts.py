@@ -22,14 +22,16 @@ def artifacts_folder() -> pathlib.Path:
     except OSError as error:
         advice = "Set QUANT_ARTIFACTS to a folder that you own."
         raise OSError(f"Cannot write to {folder} ({error.strerror}). {advice}") from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"Cannot write to {folder}. Set QUANT_ARTIFACTS to a folder that you own.")
     return folder
 
 
 def artifact(kind: str, source: str | os.PathLike[str], **made_with: object) -> pathlib.Path:
     """Where the artifact ``kind`` of the model ``source`` belongs.
 
-    The name ends in a digest of all that decides the content: the settings in ``made_with`` and, for a
-    local model, the size and time of each of its files. Another setting is another folder.
+    The name ends in a digest of what decides the content: the settings in ``made_with`` (give the versions
+    of the libraries too) and, for a local model, the size and time of each of its files.
     """
     facts: dict[str, object] = {"kind": kind, "source": str(source), **made_with}
     local = pathlib.Path(source)
@@ -49,6 +51,11 @@ def building(target: pathlib.Path) -> Iterator[pathlib.Path]:
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield scratch
+        if not any(scratch.iterdir()):
+            raise RuntimeError(f"Nothing was written for {target.name}.")
+        umask = os.umask(0)
+        os.umask(umask)
+        scratch.chmod(0o777 & ~umask)  # mkdtemp made it for this user alone
         try:
             scratch.rename(target)
         except OSError:

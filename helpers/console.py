@@ -25,6 +25,11 @@ def quiet() -> Iterator[None]:
     sys.stderr.flush()
     buffer = io.StringIO()
     saved = [os.dup(1), os.dup(2)]
+
+    def restore() -> None:
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+
     with tempfile.TemporaryFile() as file:
         try:
             os.dup2(file.fileno(), 1)
@@ -37,13 +42,13 @@ def quiet() -> Iterator[None]:
                 if not harmless and warning.category.__name__ != "TqdmWarning":
                     warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         except BaseException:
+            restore()
             file.seek(0)
             text = buffer.getvalue() + file.read().decode(errors="replace")
-            sys.__stderr__ and print(text[-4000:], file=sys.stderr)
+            print(text[-4000:], file=sys.stderr, flush=True)
             raise
         finally:
-            os.dup2(saved[0], 1)
-            os.dup2(saved[1], 2)
+            restore()
             for copy in saved:
                 os.close(copy)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ HOLDERS = (
     ("ctransformers.llm", "LLM"),
     ("vllm.entrypoints.llm", "LLM"),
 )
+
+RESULTS = re.compile(r"_+|_i?\d*|_i+|_oh|_dh|_ih|_exit_code")  # IPython's own names
 
 
 def tensor_bytes(model: Any) -> int:
@@ -129,6 +132,8 @@ def _forget_results(shell: Any) -> None:
         setattr(shell.displayhook, name, "")
     shell.user_ns.get("Out", {}).clear()
     shell.last_execution_result = None
+    if getattr(shell, "InteractiveTB", None) is not None:
+        shell.InteractiveTB.tb = None  # the frames of the last exception that was shown
 
 
 def _trim() -> None:
@@ -155,7 +160,7 @@ def _held_by(namespace: dict[str, Any]) -> list[str]:
 
     names = []
     for name, value in list(namespace.items()):
-        if name.startswith("_") or isinstance(value, type) or type(value).__name__ == "module":
+        if RESULTS.fullmatch(name) or isinstance(value, type) or type(value).__name__ == "module":
             continue
         if holds(value):
             names.append(name)
@@ -166,6 +171,7 @@ def _held_by(namespace: dict[str, Any]) -> list[str]:
         else:
             inside = getattr(value, "__dict__", None)
             if isinstance(inside, dict):
+                inside = {**inside, **(inside.get("_modules") or {})}  # a wrapper that is itself a torch module
                 names += [f"{name}.{key}" for key, held in list(inside.items()) if holds(held)]
     return sorted(names)
 

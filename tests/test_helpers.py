@@ -164,6 +164,12 @@ def test_a_build_that_fails_leaves_nothing(folder):
     assert not target.exists() and list(folder.iterdir()) == []
 
 
+def test_a_build_that_writes_nothing_is_no_artifact(folder):
+    with pytest.raises(RuntimeError, match="Nothing was written"), helpers.building(folder / "thing"):
+        pass
+    assert not (folder / "thing").exists()
+
+
 def test_two_builders_of_one_artifact_both_succeed(folder):
     target = folder / "thing"
     with helpers.building(target) as one, helpers.building(target) as two:
@@ -265,6 +271,35 @@ def test_clear_cache_frees_what_a_notebook_remembers(tmp_path):
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "made.ipynb")
     execute(tmp_path / "made.ipynb", tmp_path / "out.ipynb")
+
+
+def test_clear_cache_frees_what_a_shown_exception_holds():
+    """A cell that really raises: IPython shows the traceback and keeps its frames in several places."""
+    code = """if True:
+        import weakref
+        from IPython.core.interactiveshell import InteractiveShell
+        shell = InteractiveShell.instance()
+        shell.run_cell("from transformers import AutoConfig, AutoModelForCausalLM")
+        shell.run_cell("from helpers.models import TINY; from helpers import clear_cache")
+        shell.run_cell("model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY))")
+        alive = weakref.ref(shell.user_ns["model"])
+        shell.run_cell("def fail(held): raise ValueError('on purpose')")
+        shell.run_cell("fail(model)")
+        shell.run_cell("del model")
+        import gc; gc.collect()
+        print("held before", alive() is not None)
+        shell.run_cell("report = clear_cache()")
+        print("held after", alive() is not None)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "held before True" in done.stdout, "the trap must be there, or this test shows nothing"
+    assert "held after False" in done.stdout, done.stdout
+
+
+def test_quiet_shows_errors_also_outside_jupyter():
+    code = "from helpers import quiet\nwith quiet():\n    print('the last words')\n    1 / 0"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "the last words" in done.stderr and "ZeroDivisionError" in done.stderr and not done.stdout
 
 
 def test_peak_memory_sees_an_allocation():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import NOTEBOOKS, ROOT, TECHNIQUES
+import torch
+from conftest import NOTEBOOKS, TECHNIQUES
 
 from execute import execute
 
@@ -51,15 +52,22 @@ def test_weights_have_the_width_of_the_technique(executed, path):
     if classes:
         assert record["layer"] in classes
     else:
-        assert record["layer"].startswith("AutoAWQ") and "Unquantized" not in record["layer"]
+        method, kernel = record["layer"].split(" / ")
+        assert method.startswith("AutoAWQ")
+        if torch.cuda.is_available():
+            assert "Unquantized" not in kernel
+        else:  # vLLM's own kernel needs AVX-512; elsewhere the notebook registers one
+            wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+            assert kernel == ("CPUWNA16LinearKernel" if wide else "TorchWNA16LinearKernel")
 
 
 def test_token_ids_agree_in_all_runtimes(executed):
     """transformers, llama.cpp and vLLM here; ctransformers is asserted in 05_gguf, on the same ids."""
     ids = {path.stem: executed(path)[1]["prompt_ids"] for path in NOTEBOOKS}
     assert len({tuple(v) for v in ids.values()}) == 1, ids
-    source = (ROOT / "notebooks" / "05_gguf.ipynb").read_text(encoding="utf-8")
-    assert "assert tokenize_old(prompt) == prompt_ids" in source
+    notebook = executed(NOTEBOOKS[4])[0]
+    shown = "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+    assert "ctransformers, with the token put in: the same ids True" in shown
 
 
 def test_sixteen_bit_techniques_give_equal_tokens(executed):
@@ -68,18 +76,11 @@ def test_sixteen_bit_techniques_give_equal_tokens(executed):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[3:5], ids=lambda path: path.stem)
-def test_a_second_run_reuses_what_the_first_made(executed, path, tmp_path):
+def test_a_second_run_reuses_what_the_first_made(executed, artifacts, path, tmp_path):
     record = executed(path)[1]
-    made = record["seconds"]["make"]
+    (made,) = artifacts.glob(f"tiny-zephyr-{record['technique']}-*")
+    before = {file: file.stat().st_mtime_ns for file in (made, *made.iterdir())}
     execute(path, tmp_path / path.name, timeout=600)
-    again = json.loads(_record_path(path).read_text(encoding="utf-8"))
+    again = json.loads((artifacts / "records" / f"{record['technique']}-tiny.json").read_text(encoding="utf-8"))
     assert again["answer_ids"] == record["answer_ids"]
-    # making converts or quantizes for many seconds; finding it ready takes a fraction of one
-    assert again["seconds"]["make"] < made / 4
-
-
-def _record_path(path):
-    import os
-    import pathlib
-
-    return pathlib.Path(os.environ["QUANT_ARTIFACTS"]) / "records" / f"{TECHNIQUES[path.stem]}-tiny.json"
+    assert {file: file.stat().st_mtime_ns for file in (made, *made.iterdir())} == before

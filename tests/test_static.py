@@ -140,8 +140,8 @@ def test_vllm_versions_agree_everywhere():
 
 
 def test_files_name_no_registry_host():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in listed.stdout.split():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
         file = ROOT / name
         if file.suffix in {".py", ".md", ".txt", ".yml", ".toml", ".ipynb", ".json"} or file.name == "Makefile":
             assert not HOSTS.search(file.read_text(encoding="utf-8")), name

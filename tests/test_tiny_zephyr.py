@@ -42,7 +42,7 @@ def test_at_least_nine_of_ten_held_out_questions_are_right(model, tokenizer, exa
     card = (TINY / "README.md").read_text(encoding="utf-8")
     measured = card.split(BEGIN)[1].split(END)[0]
     stated = float(re.search(r"\| bfloat16 \| ([\d.]+)%", measured)[1]) / 100
-    assert abs(right - stated) <= 0.015  # three questions: another processor may round differently
+    assert abs(right - stated) <= 0.03  # six questions: another processor may round differently
 
 
 @pytest.mark.parametrize(
