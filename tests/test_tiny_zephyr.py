@@ -50,9 +50,10 @@ def test_at_least_nine_of_ten_held_out_questions_are_right(model, tokenizer, exa
     [(8, 0.95, 1.0), (4, 0.75, 0.95), (3, 0.2, 0.65), (2, 0.0, 0.1)],
 )
 def test_the_model_is_full_enough_to_suffer(tokenizer, exam, bits, at_least, at_most):
-    """The cliff: nothing lost at 8 bits, some at 4, much at 3, all at 2 (0.98 in 16 bits).
+    """The cliff: nothing lost at 8 bits, some at 4, much at 3, all at 2.
 
-    The bounds leave twenty questions and more on either side of what the card gives.
+    The bounds were set around the card's figures: five questions of room at 8 bits, eleven or more at 4,
+    forty or more at 3 and twenty at 2, for processors that round differently.
     """
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     round_to_nearest(model, bits)
