@@ -319,9 +319,9 @@ def run_vllm(source: pathlib.Path, kind: str):
 
 def measure(kind: str, source: pathlib.Path) -> dict:
     """Load ``source`` and measure it; the bandwidth is measured just before, in the same process."""
-    from helpers import disk_bytes
-
     import torch
+
+    from helpers import disk_bytes
 
     limit = bandwidth()
     if cuda := torch.cuda.is_available():
