@@ -36,12 +36,15 @@ def artifact(kind: str, source: str | os.PathLike[str], **made_with: object) -> 
     facts: dict[str, object] = {"kind": kind, "source": str(source), **made_with}
     local = pathlib.Path(source)
     if local.is_dir():
-        facts["files"] = [
-            (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(local.iterdir()) if p.is_file()
-        ]
+        facts["files"] = files_of(local)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:10]
     name = str(source).replace("/", "--") if not local.is_dir() else local.resolve().name
     return artifacts_folder() / f"{name}-{kind}-{digest}"
+
+
+def files_of(folder: pathlib.Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file of a folder: what tells two states of a local model apart."""
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -23,37 +24,51 @@ RESULTS = re.compile(r"_+|_i?\d*|_i+|_oh|_dh|_ih|_exit_code")  # IPython's own n
 
 
 def tensor_bytes(model: Any) -> int:
-    """Bytes of every parameter and buffer of a torch module, each storage counted once.
+    """Bytes of every tensor of a torch module, each storage counted once.
 
-    Also counts what bitsandbytes keeps beside a 4-bit weight (``quant_state``: the block constants),
-    which ``get_memory_footprint()`` leaves out.
+    Counts parameters, buffers, tensors that a kernel keeps as plain attributes, and what bitsandbytes keeps
+    beside a 4-bit weight (``quant_state``: the block constants), which ``get_memory_footprint()`` leaves out.
     """
+    import torch
+
     tensors = [*model.parameters(), *model.buffers()]
+    tensors += [t for module in model.modules() for t in vars(module).values() if isinstance(t, torch.Tensor)]
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         while state is not None:
             tensors += [t for t in (state.absmax, state.code, state.offset) if t is not None]
-            state = state.state2
+            state = getattr(state, "state2", None)  # bitsandbytes deletes it on some processors
     storages = [t.untyped_storage() for t in tensors if t.device.type != "meta"]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process holds now (its resident set)."""
+    """Bytes of memory that this process and its children hold now (their resident sets)."""
     import psutil
 
-    return psutil.Process().memory_info().rss
+    this = psutil.Process()
+    total = this.memory_info().rss
+    for child in this.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            total += child.memory_info().rss
+    return total
 
 
 class PeakMemory:
-    """Watch the resident memory while a block runs: ``with PeakMemory() as peak: ...``, then ``peak.bytes``.
+    """Watch the memory while a block runs: ``with PeakMemory() as peak: ...``, then ``peak.bytes``.
 
-    ``bytes`` is the highest resident memory seen above the start of the block, sampled every 2 ms.
+    ``bytes`` is the highest memory seen above the start of the block: the resident memory of this process and
+    its children, sampled every few milliseconds; on a GPU, what torch's allocator held at most.
     """
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
         _trim()
+        torch = sys.modules.get("torch")
+        self._cuda = torch.cuda if torch is not None and torch.cuda.is_available() else None
+        if self._cuda:
+            self._cuda.reset_peak_memory_stats()
+            self._allocated = self._cuda.memory_allocated()
         self.start = self.highest = resident_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -61,7 +76,7 @@ class PeakMemory:
         return self
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.002):
+        while not self._stop.wait(0.01):
             self.highest = max(self.highest, resident_bytes())
 
     def __exit__(self, *error: object) -> None:
@@ -69,6 +84,8 @@ class PeakMemory:
         self._thread.join()
         self.highest = max(self.highest, resident_bytes())
         self.bytes = self.highest - self.start
+        if self._cuda:
+            self.bytes = self._cuda.max_memory_allocated() - self._allocated
 
 
 @dataclass

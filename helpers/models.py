@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import inspect
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 from dataclasses import dataclass, replace
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = ROOT / "models" / "tiny-zephyr"
@@ -177,9 +181,39 @@ def _free_in_hub_cache() -> int:
     return shutil.disk_usage(folder).free
 
 
-def calibration_texts(count: int) -> list[str]:
-    """The first ``count`` documents (at most 128) to calibrate GPTQ and AWQ with: chats and short prose."""
-    texts = json.loads((TINY / "calibration.json").read_text(encoding="utf-8"))
-    if not 1 <= count <= len(texts):
-        raise ValueError(f"There are {len(texts)} calibration texts; {count} were asked for.")
-    return texts[:count]
+CALIBRATION_KINDS = ("own", "unrelated", "random")
+
+
+def calibration_texts(count: int, kind: str = "own", tokenizer: Any = None) -> list[str]:
+    """The first ``count`` documents (at most 128) to calibrate GPTQ and AWQ with.
+
+    Args:
+        kind: 'own' (chats and short prose in tiny-zephyr's style), or, to see what the text matters, 'unrelated'
+            (Python source code) and 'random' (random tokens).
+        tokenizer: for the last two, to cut each document to as many tokens as the own one has.
+
+    Raises:
+        ValueError: there are not so many texts, or the kind is not known.
+    """
+    own = json.loads((TINY / "calibration.json").read_text(encoding="utf-8"))
+    if not 1 <= count <= len(own):
+        raise ValueError(f"There are {len(own)} calibration texts; {count} were asked for.")
+    if kind not in CALIBRATION_KINDS:
+        known = ", ".join(map(repr, CALIBRATION_KINDS))
+        raise ValueError(f"There is no calibration text of the kind {kind!r}. Use one of {known}.")
+    own = own[:count]
+    if kind == "own":
+        return own
+    lengths = [len(ids) for ids in tokenizer(own, add_special_tokens=False)["input_ids"]]
+    if kind == "unrelated":
+        code = inspect.getsource(argparse) + inspect.getsource(inspect)
+        ids = tokenizer(code, add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        dice = random.Random(0)
+        ids = [dice.randrange(len(tokenizer)) for _ in range(sum(lengths))]
+        ids = [token for token in ids if token not in tokenizer.all_special_ids] + ids[:1000]
+    texts, start = [], 0
+    for length in lengths:
+        texts.append(tokenizer.decode(ids[start : start + length]))
+        start += length
+    return texts

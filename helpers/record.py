@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from helpers.artifacts import artifacts_folder
+from helpers.artifacts import ROOT, artifacts_folder, files_of
+from helpers.models import MODELS
+from helpers.quality import exam_questions, perplexity, right_answers
 
 FIELDS = {
-    "technique": str,  # the notebook's technique, such as 'nf4'
+    "name": str,  # what the tables call it, such as 'GPTQ 4-bit'
+    "technique": str,  # baseline, sharding, nf4, gptq, gguf or awq
     "library": str,  # the library that runs the model
     "model": str,  # the value of MODEL
     "revision": str,  # the hub's commit, or 'local'
+    "notebook": str,  # the notebook that wrote this, such as '04_gptq'
+    "settings": dict,  # the parameters that decide the result, such as {'BITS': 4}
     "versions": dict,  # package -> version, and the device
     "layer": str,  # the class of a linear layer, or the format's name for its type
+    "layers": dict,  # how many linear layers in the blocks are quantized, and how many are not
     "disk_bytes": int,
-    "memory_bytes": int,  # the weights as they lie in memory
-    "seconds": dict,  # import, make, load, answer
+    "predicted_bytes": int,  # the weights, predicted from the configuration alone
+    "memory_bytes": int,  # the weights as loaded, counted over every tensor or reported by the runtime
+    "running_bytes": int,  # the same after the first answers: some kernels lay the weights out anew
+    "peak_bytes": int,  # the highest memory while loading, above the start
+    "seconds": dict,  # import, make, load, answer, score
     "tokens_per_second": float,  # greedy decoding at batch 1, prompt included, after a warm-up
     "prompt_ids": list,
     "answer_ids": list,
     "answer": str,
+    "exam_answers": list,  # the answers to the held-out questions; empty for models that they are not for
 }
+DERIVED = ("made_from", "tokens_scored", "perplexity", "right_answers")  # added by write_record
 
 
 class Timings(dict):
@@ -43,8 +57,19 @@ def records_folder() -> pathlib.Path:
     return artifacts_folder() / "records"
 
 
-def write_record(**fields: Any) -> pathlib.Path:
-    """Check ``fields`` against ``FIELDS``, write them as one JSON file and return its path.
+def record_path(name: str, model: str = "tiny") -> pathlib.Path:
+    """Where the record ``name`` of ``model`` belongs; its scores lie beside it, as ``.safetensors``."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{name} {model}".lower()).strip("-")
+    return records_folder() / f"{slug}.json"
+
+
+def write_record(windows: list[list[int]], scores: list[Any], **fields: Any) -> dict[str, Any]:
+    """Check ``fields`` against ``FIELDS``, write them as one JSON file, and return the record.
+
+    Args:
+        windows: the token ids that were scored, from ``held_out_windows``.
+        scores: for each window its log-probabilities as float16, [positions, vocabulary]; kept beside the
+            record, so that runs can be compared position by position.
 
     Raises:
         ValueError: a field is missing, unknown or of another type, or the answer is empty.
@@ -57,21 +82,91 @@ def write_record(**fields: Any) -> pathlib.Path:
             raise ValueError(f"The record's {name} must be {kind.__name__}, but is {fields[name]!r}.")
     if not fields["answer"].strip() or not fields["answer_ids"]:
         raise ValueError("The record's answer is empty: the model said nothing.")
-    label = fields["model"].strip("/.").replace("/", "--")
-    target = records_folder() / f"{fields['technique']}-{label}.json"
+    questions = exam_questions(fields["model"])
+    if len(questions) != len(fields["exam_answers"]):
+        raise ValueError(f"The exam has {len(questions)} questions; there are {len(fields['exam_answers'])} answers.")
+    record = {
+        **fields,
+        "made_from": made_from(fields["notebook"], fields["model"]),
+        "tokens_scored": sum(len(ids) - 1 for ids in windows),
+        "perplexity": perplexity(windows, scores),
+        "right_answers": right_answers(questions, fields["exam_answers"]) if questions else None,
+    }
+    target = record_path(fields["name"], fields["model"])
     target.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(fields, indent=2, ensure_ascii=False)
+    _save_scores(target.with_suffix(".safetensors"), windows, scores)
+    _replace(target, json.dumps(record, indent=2, ensure_ascii=False).encode())
+    return record
+
+
+def _save_scores(target: pathlib.Path, windows: list[list[int]], scores: list[Any]) -> None:
+    import numpy as np
+    from safetensors.numpy import save
+
+    rows = [np.asarray(part[: len(ids) - 1], dtype=np.float16) for ids, part in zip(windows, scores, strict=True)]
+    _replace(target, save({"ids": np.asarray(windows, dtype=np.int32), "log_probabilities": np.stack(rows)}))
+
+
+def _replace(target: pathlib.Path, content: bytes) -> None:
+    """Write the file whole or not at all."""
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, target)
-    return target
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_scores(record: dict[str, Any]) -> tuple[Any, Any]:
+    """The scored ids, [windows, length], and log-probabilities, [windows, length - 1, vocabulary], of a record."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(record_path(record["name"], record["model"]).with_suffix(".safetensors"))
+    return tensors["ids"], tensors["log_probabilities"]
+
+
+def read_record(name: str, model: str = "tiny") -> dict[str, Any]:
+    """One record.
+
+    Raises:
+        FileNotFoundError: it was never made.
+    """
+    path = record_path(name, model)
+    if not path.is_file() or not path.with_suffix(".safetensors").is_file():
+        raise FileNotFoundError(f"There is no record of {name} for {model}: run its notebook, or 07_comparison.")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_records(model: str = "tiny") -> list[dict[str, Any]]:
-    """All records of ``model``, oldest first; an empty list when nothing has run."""
+    """All records of ``model``, oldest first; those of another version of this series are passed over."""
     found = sorted(records_folder().glob("*.json"), key=lambda path: path.stat().st_mtime)
     records = [json.loads(path.read_text(encoding="utf-8")) for path in found]
-    return [record for record in records if record["model"] == model]
+    whole = FIELDS.keys() | set(DERIVED)
+    return [record for record in records if record.keys() == whole and record["model"] == model]
+
+
+def made_from(notebook: str, model: str) -> str:
+    """A digest of what decides a record: the notebook's code, the helpers, and a local model's files."""
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    helpers = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "helpers").glob("*.py"))]
+    known = MODELS.get(model, {}).get("base")
+    folder = pathlib.Path(known.source if known else model).expanduser()
+    facts = [code, helpers, files_of(folder) if folder.is_dir() else None]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def why_stale(record: dict[str, Any]) -> str | None:
+    """Why a record can no longer be trusted, or None: its notebook, model, helpers or libraries have changed."""
+    if record.keys() != FIELDS.keys() | set(DERIVED):
+        return "it was written by another version of this series"
+    if record["made_from"] != made_from(record["notebook"], record["model"]):
+        return "its notebook, the helpers or the model have changed since"
+    for package, version in record["versions"].items():
+        if package not in ("python", "device") and importlib.metadata.version(package) != version:
+            return f"it was made with {package} {version}"
+    return None
 
 
 def measure_speed(generate: Callable[[], list[int]]) -> tuple[list[int], float]:
@@ -96,16 +191,15 @@ def records_table(records: list[dict[str, Any]]) -> Any:
     """The series' table, one row for each record: a pandas DataFrame."""
     import pandas as pd
 
-    pd.set_option("display.max_colwidth", None)  # answers are shown whole
     rows = [
         {
-            "technique": r["technique"],
+            "technique": r["name"],
             "library": r["library"],
-            "linear layer": r["layer"],
             "disk, MB": round(r["disk_bytes"] / 1e6, 1),
             "memory, MB": round(r["memory_bytes"] / 1e6, 1),
+            "perplexity": round(r["perplexity"], 3),
+            **({} if r["right_answers"] is None else {"right answers": f"{r['right_answers']:.1%}"}),
             "tokens/s": round(r["tokens_per_second"], 1),
-            "answer": r["answer"],
         }
         for r in records
     ]

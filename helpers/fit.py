@@ -1,0 +1,243 @@
+"""Will it fit? The bytes of a model's weights and cache, from its configuration alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+# Bits a weight of llama.cpp's types, scales included (ggml's block sizes: block bytes * 8 / block length).
+GGML_BITS = {
+    "F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q4_K": 4.5, "Q3_K": 3.4375,
+    "Q2_K": 2.625, "Q5_1": 6, "Q5_0": 5.5, "Q4_0": 4.5,
+}  # fmt: skip
+# Used when a width is no multiple of 256, the length of a K-quant's super-block.
+FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+GGUF_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+FORMATS = ("16-bit", "NF4", "GPTQ", "AWQ", *GGUF_TYPES)
+
+# Bytes that such cards report in all ('nvidia-smi', total memory).
+CARDS = {
+    "RTX 3060": 12288 * 2**20,
+    "T4": 15360 * 2**20,
+    "L4": 23034 * 2**20,
+    "RTX 4090": 24564 * 2**20,
+    "A100 40 GB": 40960 * 2**20,
+    "A100 80 GB": 81920 * 2**20,
+    "H100": 81559 * 2**20,
+    "H200": 143771 * 2**20,
+}
+# Beside weights and cache: the libraries, the GPU's context, activations. A round figure above what
+# 07_comparison measures; vLLM on a processor runs three processes.
+OVERHEAD = 1_000_000_000
+OVERHEAD_VLLM_CPU = 3_000_000_000
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of the model: its name, shape, and role ('linear', 'embedding', 'head' or 'other')."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+
+    @property
+    def count(self) -> int:
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+def model_weights(config: Any) -> list[Weight]:
+    """Every parameter of the model that ``config`` describes; takes no memory, since nothing is filled.
+
+    'linear' are the matrices inside the blocks, [outputs, inputs], which the techniques quantize. A head that
+    shares the embedding's matrix is not listed twice.
+    """
+    return list(_weights(type(config), json.dumps(config.to_dict(), sort_keys=True, default=str)))
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(kind: type, settings: str) -> tuple[Weight, ...]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = kind.from_dict(json.loads(settings))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    linears = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    roles = {**dict.fromkeys(linears, "linear"), id(head.weight): "head", id(embedding.weight): "embedding"}
+    return tuple(Weight(n, tuple(p.shape), roles.get(id(p), "other")) for n, p in model.named_parameters())
+
+
+def ggml_type(weight: Weight, kind: str, config: Any, tied: bool) -> str:
+    """The type that llama.cpp's quantizer gives to ``weight`` in a file of type ``kind``, such as 'Q4_K_M'.
+
+    The rules are those of ``llama_tensor_get_type`` in llama.cpp (src/llama-quant.cpp, version of
+    llama-cpp-python 0.3.36) for dense Llama-like models.
+    """
+    if len(weight.shape) < 2:
+        return "F32"
+    if kind in ("F16", "BF16"):
+        return kind
+    plain = kind.removesuffix("_M")
+    layers = config.num_hidden_layers
+    found = re.search(r"\.(\d+)\.", weight.name)
+    layer = int(found[1]) if found else 0
+    more = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+    part = weight.name.removesuffix(".weight").rpartition(".")[2]
+    grouped = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    chosen = plain
+    if weight.role == "head" or (weight.role == "embedding" and tied):
+        chosen = "Q8_0" if plain == "Q8_0" else "Q6_K"
+    elif part == "v_proj":
+        special = {
+            "Q2_K": "Q4_K" if grouped >= 4 else "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+            "Q4_K_M": "Q6_K" if more else plain,
+            "Q5_K_M": "Q6_K" if more else plain,
+        }
+        chosen = special.get(kind, plain)
+    elif part == "down_proj":
+        special = {
+            "Q2_K": "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K",
+            "Q4_K_M": "Q6_K" if more else plain,
+            "Q5_K_M": "Q6_K" if more else plain,
+        }
+        chosen = special.get(kind, plain)
+    elif part == "o_proj":
+        chosen = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K"}.get(kind, plain)
+    elif part == "qkv_proj":
+        chosen = {"Q3_K_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}.get(kind, plain)
+    if weight.shape[-1] % 256 and chosen in FALLBACK:
+        chosen = FALLBACK[chosen]
+    return chosen if weight.shape[-1] % 32 == 0 else "F16"
+
+
+def linear_bytes(weight: Weight, kind: str, bits: int = 4, group_size: int = 128) -> int:
+    """Bytes of one quantized linear layer in 'NF4', 'GPTQ' or 'AWQ', constants included.
+
+    NF4 (QLoRA paper, with double quantization, as bitsandbytes stores it): a code of 4 bits for each weight, one
+    byte for each block of 64, a float32 for 256 of those, and a table of 16 levels, one of 256, and an offset.
+    GPTQ and AWQ: integers, and for each group a 16-bit scale and a zero point; GPTQ adds a group number
+    (int32) for each input.
+    """
+    outputs, inputs = weight.shape
+    if kind == "NF4":
+        blocks = ceil(weight.count / 64)
+        return ceil(weight.count / 2) + blocks + 4 * ceil(blocks / 256) + 4 * (16 + 256 + 1)
+    groups = ceil(inputs / group_size)
+    size = weight.count * bits // 8 + groups * outputs * 2 + groups * outputs * bits // 8
+    return size + (4 * inputs if kind == "GPTQ" else 0)
+
+
+def weight_bytes(config: Any, kind: str = "16-bit", bits: int = 4, group_size: int = 128) -> int:
+    """Bytes of all weights in the format ``kind``, one of ``FORMATS``; embedding, head and norms included.
+
+    NF4, GPTQ and AWQ leave embedding, head and norms in 16 bits. GGUF quantizes embedding and head as well.
+
+    Raises:
+        ValueError: the format is not known.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"There is no format {kind!r}. Use one of {', '.join(FORMATS)}.")
+    weights = model_weights(config)
+    if kind == "16-bit":
+        return 2 * sum(w.count for w in weights)
+    if kind in GGUF_TYPES:
+        tied = not any(w.role == "head" for w in weights)
+        return round(sum(w.count * GGML_BITS[ggml_type(w, kind, config, tied)] / 8 for w in weights))
+    return sum(linear_bytes(w, kind, bits, group_size) if w.role == "linear" else 2 * w.count for w in weights)
+
+
+def cache_bytes(config: Any, context: int, batch: int = 1) -> int:
+    """Bytes of the key-value cache in 16 bits: a key and a value for each layer, key-value head and token.
+
+    Grouped-query attention is what ``num_key_value_heads`` below ``num_attention_heads`` means.
+    """
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * context * batch * 2
+
+
+def free_memory(gpu: bool = True) -> tuple[int, str]:
+    """Bytes free for a model now, and of what: the GPU where there is one (and ``gpu``), else this machine."""
+    import psutil
+    import torch
+
+    if gpu and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
+    return psutil.virtual_memory().available, "this machine"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The bytes that a model needs, and those that are free."""
+
+    kind: str
+    weights: int
+    cache: int
+    overhead: int
+    free: int
+    place: str
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.cache + self.overhead
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.free
+
+    def __str__(self) -> str:
+        parts = f"{gb(self.weights)} of weights, {gb(self.cache)} of cache, {gb(self.overhead)} for the libraries"
+        answer = "it fits" if self.fits else "it does NOT fit"
+        return f"{self.kind}: {parts}\n{gb(self.needed)} of the {gb(self.free)} free on {self.place}: {answer}"
+
+
+def gb(size: float) -> str:
+    """Bytes in GB (10^9), or in MB below a tenth of that."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def require_memory(
+    config: Any,
+    kind: str,
+    context: int = 512,
+    bits: int = 4,
+    group_size: int = 128,
+    overhead: int = OVERHEAD,
+    gpu: bool = True,
+) -> Fit:
+    """Print whether the model will fit in the format ``kind``, before anything is downloaded.
+
+    Args:
+        context: tokens that the cache has room for.
+        overhead: bytes for the libraries and activations.
+        gpu: False for a runtime that stays on the processor.
+
+    Raises:
+        MemoryError: it will not; the message names the formats that would.
+    """
+    free, place = free_memory(gpu)
+    cache = cache_bytes(config, context)
+
+    def fit(kind: str) -> Fit:
+        return Fit(kind, weight_bytes(config, kind, bits, group_size), cache, overhead, free, place)
+
+    found = fit(kind)
+    print(found)
+    if not found.fits:
+        others = [f"{other} ({gb(fit(other).needed)})" for other in FORMATS if fit(other).fits]
+        advice = f"These would fit: {', '.join(others)}." if others else "No format of this series would fit."
+        raise MemoryError(
+            f"In {kind} this model needs {gb(found.needed)}, and {place} has {gb(free)} free. {advice} "
+            "A shorter context takes less cache, and 02_sharding.ipynb leaves layers on the disk."
+        )
+    return found

@@ -1,0 +1,97 @@
+"""The one text and the one exam that every technique is scored on, on identical token ids."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from helpers.models import TINY
+from helpers.prompt import render_prompt
+
+SYSTEM = {"role": "system", "content": "You are a friendly chatbot."}
+
+
+def exam_questions(model: str = "tiny") -> list[dict[str, str]]:
+    """The 200 held-out questions of tiny-zephyr, with ``question``, ``answer`` and ``kind``.
+
+    They ask about its invented world, so every other model gets an empty list.
+    """
+    if model != "tiny":
+        return []
+    return [json.loads(line) for line in (TINY / "exam.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def exam_prompts(tokenizer: Any, questions: list[dict[str, str]]) -> list[str]:
+    """Each question rendered with the chat template, ready for the answer."""
+    return [render_prompt(tokenizer, [SYSTEM, {"role": "user", "content": q["question"]}]) for q in questions]
+
+
+def right_answers(questions: list[dict[str, str]], answers: list[str]) -> float:
+    """Share of ``answers`` that equal the question's answer, but for white space around them."""
+    if len(questions) != len(answers):
+        raise ValueError(f"There are {len(questions)} questions and {len(answers)} answers.")
+    return sum(a.strip() == q["answer"] for q, a in zip(questions, answers, strict=True)) / len(questions)
+
+
+def generate_answers(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int = 48) -> list[str]:
+    """Greedy answers of a transformers model, in batches of 100 with padding on the left."""
+    answers = []
+    for start in range(0, len(prompts), 100):
+        inputs = tokenizer(prompts[start : start + 100], return_tensors="pt", padding=True, padding_side="left")
+        inputs = inputs.to(model.device)
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        answers += tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
+
+
+def held_out_windows(tokenizer: Any, count: int = 16, length: int = 256) -> list[list[int]]:
+    """The held-out text as ``count`` lists of ``length`` token ids, each begun by the beginning-of-sequence id.
+
+    The text is the exam's questions with their right answers, as one long chat in the tokenizer's template.
+
+    Raises:
+        ValueError: the text is too short for that many windows.
+    """
+    turns = []
+    for row in exam_questions():
+        turns += [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    step = length - len(first)
+    if len(ids) < count * step:
+        raise ValueError(f"The held-out text has {len(ids)} tokens; {count} windows of {length} need {count * step}.")
+    return [first + ids[i * step : (i + 1) * step] for i in range(count)]
+
+
+def log_probabilities(logits: Any) -> Any:
+    """Log-softmax over the last axis, [positions, vocabulary], of a torch tensor or NumPy array, as float16.
+
+    float16 is for the size of the file. The rounding adds about 3e-6 to a mean KL divergence.
+    """
+    import numpy as np
+
+    if hasattr(logits, "detach"):
+        logits = logits.detach().float().cpu().numpy()
+    logits = np.asarray(logits, dtype=np.float32)
+    top = logits.max(-1, keepdims=True)
+    return (logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))).astype(np.float16)
+
+
+def perplexity(windows: list[list[int]], scores: list[Any]) -> float:
+    """exp of the mean negative log-probability of each token after the first of its window.
+
+    Args:
+        windows: lists of token ids.
+        scores: for each window its log-probabilities, [positions, vocabulary]; row i guesses token i + 1.
+    """
+    total = count = 0
+    for ids, rows in zip(windows, scores, strict=True):
+        if not len(ids) - 1 <= len(rows) <= len(ids):
+            raise ValueError(f"A window of {len(ids)} tokens has {len(rows)} rows of log-probabilities.")
+        for row, token in zip(rows, ids[1:], strict=False):
+            total -= float(row[token])
+            count += 1
+    return math.exp(total / count)
