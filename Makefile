@@ -4,13 +4,13 @@ QUANT_VENV ?= .venv
 export QUANT_VENV
 BIN = $(QUANT_VENV)/bin/python
 
-.PHONY: run test refresh benchmark lab
+.PHONY: run test refresh benchmark guide speed lab
 
 run:
 	@"$(PYTHON)" scripts/setup.py core
 	@"$(BIN)" scripts/series.py run 01
 	@"$(PYTHON)" scripts/setup.py all
-	@"$(BIN)" scripts/series.py run 02 03 04 05 06
+	@"$(BIN)" scripts/series.py run 02 03 04 05 06 07
 
 test:
 	@"$(PYTHON)" scripts/setup.py all
@@ -23,6 +23,15 @@ refresh:
 benchmark:
 	@"$(PYTHON)" scripts/setup.py all
 	@"$(BIN)" scripts/series.py benchmark
+
+guide:
+	@"$(PYTHON)" scripts/setup.py all
+	@"$(BIN)" scripts/series.py run 07
+	@"$(BIN)" scripts/series.py guide
+
+speed:
+	@"$(PYTHON)" scripts/setup.py all
+	@"$(BIN)" scripts/speed.py
 
 lab:
 	@"$(PYTHON)" scripts/setup.py all

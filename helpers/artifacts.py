@@ -43,8 +43,9 @@ def artifact(kind: str, source: str | os.PathLike[str], **made_with: object) -> 
 
 
 def files_of(folder: pathlib.Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file of a folder: what tells two states of a local model apart."""
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
+    """Name, size and time of each file of a folder but its prose: what tells two states of a local model apart."""
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix != ".md"]
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 @contextlib.contextmanager

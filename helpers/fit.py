@@ -30,6 +30,7 @@ CARDS = {
     "H100": 81559 * 2**20,
     "H200": 143771 * 2**20,
 }
+USABLE = 0.95  # of a card's memory: the driver, and gaps between what is allocated, keep the rest
 # Beside weights and cache: the libraries, the GPU's context, activations. A round figure above what
 # 07_comparison measures; vLLM on a processor runs three processes.
 OVERHEAD = 1_000_000_000
@@ -164,6 +165,12 @@ def cache_bytes(config: Any, context: int, batch: int = 1) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * width * context * batch * 2
+
+
+def users_that_fit(config: Any, kind: str, total: int, context: int) -> int:
+    """How many conversations of ``context`` tokens a card of ``total`` bytes holds beside the weights, or 0."""
+    room = USABLE * total - weight_bytes(config, kind) - OVERHEAD
+    return max(0, int(room // cache_bytes(config, context)))
 
 
 def free_memory(gpu: bool = True) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib.metadata
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from helpers.artifacts import ROOT, artifacts_folder, files_of
+from helpers.console import device_name
 from helpers.models import MODELS
 from helpers.quality import exam_questions, perplexity, right_answers
 
@@ -157,13 +159,43 @@ def made_from(notebook: str, model: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def why_stale(record: dict[str, Any]) -> str | None:
-    """Why a record can no longer be trusted, or None: its notebook, model, helpers or libraries have changed."""
+def comparison_path(model: str = "tiny") -> pathlib.Path:
+    """Where 07_comparison keeps what it found."""
+    return artifacts_folder() / f"comparison-{record_path('', model).stem}.json"
+
+
+def write_comparison(figures: dict[str, dict[str, Any]], model: str = "tiny") -> pathlib.Path:
+    """Write what 07_comparison found, a row for each run, and return the file."""
+    target = comparison_path(model)
+    _replace(target, (json.dumps(figures, indent=1) + "\n").encode())
+    return target
+
+
+def default_parameters(notebook: str) -> dict[str, Any]:
+    """The names and values in the notebook's cell that is tagged ``parameters``."""
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+
+
+def why_stale(record: dict[str, Any], parameters: dict[str, Any] | None = None) -> str | None:
+    """Why a record is not one of these ``parameters`` (else the notebook's own) on today's state, or None.
+
+    A record is stale when its notebook, the helpers, a local model's files or a library's version have changed
+    since, or when it was made on another device.
+    """
     if record.keys() != FIELDS.keys() | set(DERIVED):
         return "it was written by another version of this series"
     if record["made_from"] != made_from(record["notebook"], record["model"]):
         return "its notebook, the helpers or the model have changed since"
+    wanted = default_parameters(record["notebook"]) | (parameters or {})
+    for name, value in record["settings"].items():
+        if wanted[name] != value:
+            return f"it was made with {name} = {value!r}"
     for package, version in record["versions"].items():
+        if package == "device" and version != device_name():
+            return f"it was made on {version}"
         if package not in ("python", "device") and importlib.metadata.version(package) != version:
             return f"it was made with {package} {version}"
     return None

@@ -2,7 +2,8 @@
 
     python scripts/series.py run [01 02 ...]       execute into executed/ and print the table
     python scripts/series.py refresh [01 02 ...]   execute and keep the outputs in notebooks/
-    python scripts/series.py benchmark             seconds for each notebook, split, from fresh artifacts
+    python scripts/series.py benchmark [01 ...]    seconds for each notebook, split, from fresh artifacts
+    python scripts/series.py guide                 put what 07_comparison measured into benchmarks/ and the README
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import nbformat  # noqa: E402
 
 from execute import NotebookFailed, execute  # noqa: E402
 from helpers.artifacts import artifacts_folder  # noqa: E402
-from helpers.record import read_records, records_table  # noqa: E402
+from helpers.guide import BENCHMARKS, decision_table, read_quality, read_speed  # noqa: E402
+from helpers.record import comparison_path, read_records, records_table  # noqa: E402
 
-PARTS = ("import", "make", "load", "answer")
+PARTS = ("import", "make", "load", "answer", "score")
+BEGIN, END = "<!-- measured: scripts/series.py guide -->", "<!-- end -->"
 
 
 def chosen(numbers: list[str]) -> list[pathlib.Path]:
@@ -88,17 +91,37 @@ def benchmark(notebooks: list[pathlib.Path]) -> None:
         whole = run(notebooks, "tiny")
         total = time.perf_counter() - start
         records = read_records()
-    rows = [
-        {"technique": r["technique"], **{part: r["seconds"].get(part, 0.0) for part in PARTS}, "whole": seconds}
-        for r, seconds in zip(records, whole.values(), strict=True)
-    ]
-    print(pd.DataFrame(rows).set_index("technique").round(1).to_string())
+    rows = []
+    for stem, seconds in whole.items():
+        parts = next((r["seconds"] for r in records if r["notebook"] == stem), {})
+        rows.append({"notebook": stem, **{part: parts.get(part, 0.0) for part in PARTS}, "whole": seconds})
+    print(pd.DataFrame(rows).set_index("notebook").round(1).to_string())
     print(f"the whole series: {total:.0f} s on {records[0]['versions']['device']}")
+
+
+def with_guide(readme: str, table: str) -> str:
+    """The README's text with ``table`` between its marks."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md has lost its marks, {BEGIN} and {END}.")
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def guide() -> None:
+    source = comparison_path()
+    if not source.is_file():
+        raise SystemExit("Nothing has been compared yet: run 07_comparison first ('python scripts/series.py run 07').")
+    (BENCHMARKS / "quality-tiny.json").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    readme = ROOT / "README.md"
+    table = decision_table(read_quality(), read_speed("speed-cpu"))
+    readme.write_text(with_guide(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
+    print("written: benchmarks/quality-tiny.json and README.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "refresh", "benchmark"])
+    parser.add_argument("command", choices=["run", "refresh", "benchmark", "guide"])
     parser.add_argument("notebooks", nargs="*", help="numbers, such as 01 05; all when none is given")
     parser.add_argument("--model", default="tiny", help="the parameter MODEL, with run")
     given = parser.parse_args()
@@ -108,10 +131,12 @@ def main() -> None:
     if pathlib.Path(given.model).is_dir():
         given.model = str(pathlib.Path(given.model).resolve())  # the kernels run in notebooks/
     os.environ["QUANT_ARTIFACTS"] = str(artifacts_folder())  # likewise, if it was relative
-    if given.command == "refresh":
+    if given.command == "guide":
+        guide()
+    elif given.command == "refresh":
         refresh(notebooks)
     elif given.command == "benchmark":
-        benchmark(notebooks)
+        benchmark(notebooks if given.notebooks else notebooks[:6])  # the techniques
     else:
         run(notebooks, given.model)
         print(f"\nThe executed notebooks are in {outputs_folder()}\n")

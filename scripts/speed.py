@@ -44,8 +44,8 @@ FORMATS = {  # name -> (runtime, the package that it needs)
     "bf16-vllm": ("vLLM", "vllm"),
     "awq": ("vLLM", "vllm"),
 }
-PROMPT, NEW, BATCH = 512, 64, 8  # tokens in, tokens out, and the batch beside batch 1
-KEPT_BEFORE = 128  # tokens in the cache when decoding starts
+SIZES = {"cpu": (256, 4), "cuda": (512, 8)}  # tokens of the prompt, and the batch beside batch 1
+NEW, KEPT_BEFORE = 64, 128  # tokens out, and tokens in the cache when decoding starts
 
 
 # --- the machine -------------------------------------------------------------------------
@@ -101,6 +101,10 @@ def machine() -> dict:
         facts["gpu"] = torch.cuda.get_device_name()
         facts["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
     return facts
+
+
+def sizes() -> tuple[int, int]:
+    return SIZES[device()]
 
 
 # --- the model in each format ------------------------------------------------------------
@@ -204,11 +208,13 @@ def run_transformers(source: pathlib.Path, kind: str):
     def ids(batch: int, length: int):
         return torch.randint(3, 2000, (batch, length), device=model.device)
 
+    prompt, _ = sizes()
+
     def prefill(batch: int) -> float:
-        inputs = ids(batch, PROMPT)
+        inputs = ids(batch, prompt)
         with torch.no_grad():
-            model(inputs, logits_to_keep=1)
-            return batch * PROMPT / timed(lambda: model(inputs, logits_to_keep=1))
+            model(inputs[:, :64] if device() == "cpu" else inputs, logits_to_keep=1)  # to warm up
+            return batch * prompt / timed(lambda: model(inputs, logits_to_keep=1))
 
     def decode(batch: int) -> float:
         inputs = ids(batch, KEPT_BEFORE)
@@ -242,7 +248,8 @@ def run_llama_cpp(source: pathlib.Path, kind: str):
     model = llama_cpp.llama_model_load_from_file(bytes(source), settings)
     threads = psutil.cpu_count(logical=False) or 1
     options = llama_cpp.llama_context_default_params()
-    options.n_ctx, options.n_batch, options.n_seq_max = BATCH * (PROMPT + NEW), 2048, BATCH
+    prompt, most = sizes()
+    options.n_ctx, options.n_batch, options.n_seq_max = most * (prompt + NEW), 2048, most
     options.n_threads = options.n_threads_batch = threads
     context = llama_cpp.llama_init_from_model(model, options)
     seconds = time.perf_counter() - start
@@ -270,8 +277,8 @@ def run_llama_cpp(source: pathlib.Path, kind: str):
     def prefill(batch: int) -> float:
         for _ in range(2):
             llama_cpp.llama_memory_clear(memory, True)
-            seconds = timed(lambda: feed(batch, 0, PROMPT))
-        return batch * PROMPT / seconds
+            seconds = timed(lambda: feed(batch, 0, prompt))
+        return batch * prompt / seconds
 
     def decode(batch: int) -> float:
         llama_cpp.llama_memory_clear(memory, True)
@@ -305,9 +312,11 @@ def run_vllm(source: pathlib.Path, kind: str):
         sampling = SamplingParams(temperature=0, ignore_eos=True, max_tokens=count, detokenize=False)
         return timed(lambda: llm.generate(prompts, sampling, use_tqdm=False))
 
+    prompt, _ = sizes()
+
     def prefill(batch: int) -> float:
-        generate(batch, PROMPT, 1)
-        return batch * PROMPT / generate(batch, PROMPT, 1)
+        generate(1, prompt, 1)  # to warm up
+        return batch * prompt / generate(batch, prompt, 1)
 
     def decode(batch: int) -> float:
         generate(batch, KEPT_BEFORE, 2)
@@ -318,12 +327,12 @@ def run_vllm(source: pathlib.Path, kind: str):
 
 
 def measure(kind: str, source: pathlib.Path) -> dict:
-    """Load ``source`` and measure it; the bandwidth is measured just before, in the same process."""
+    """Load ``source`` and measure it; the bandwidth is measured before and after, in the same process."""
     import torch
 
     from helpers import disk_bytes
 
-    limit = bandwidth()
+    before = bandwidth()
     if cuda := torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -332,14 +341,15 @@ def measure(kind: str, source: pathlib.Path) -> dict:
     seconds, read, prefill, decode = run(source, kind)
     row = {
         "format": kind, "runtime": runtime, "disk_bytes": disk_bytes(source, "*.safetensors"),
-        "bytes_per_token": read, "load_seconds": seconds, "bandwidth": limit,
-        "prefill_1": prefill(1), "prefill_batch": prefill(BATCH),
-        "decode_1": max(decode(1), decode(1)), "decode_batch": decode(BATCH),
+        "bytes_per_token": read, "load_seconds": seconds,
+        "prefill_1": prefill(1), "prefill_batch": prefill(sizes()[1]),
+        "decode_1": max(decode(1), decode(1)), "decode_batch": decode(sizes()[1]),
     }  # fmt: skip
     if runtime == "vLLM":
         run_vllm.close()
     elif cuda and runtime != "llama.cpp":
         row["peak_bytes"] = torch.cuda.max_memory_allocated()
+    row["bandwidth"] = max(before, bandwidth())  # other programs take their share: the best reading counts
     return row
 
 
@@ -364,9 +374,13 @@ def step(scratch: pathlib.Path, kind: str, layers: int) -> dict:
     def child(what: str) -> str:
         done = subprocess.run([*command, "--step", what], capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{kind}, {what}: {done.stderr.strip()[-1500:]}")
+            said = done.stderr.strip()[-1500:] or "it said nothing"
+            raise RuntimeError(f"{kind}, {what}, exit status {done.returncode}: {said}")
         return done.stdout
 
+    if kind == "base":
+        child("make")
+        return {}
     if source is None:
         start = time.perf_counter()
         child("make")
@@ -375,7 +389,7 @@ def step(scratch: pathlib.Path, kind: str, layers: int) -> dict:
 
 
 def place(scratch: pathlib.Path, kind: str) -> pathlib.Path:
-    if FORMATS[kind][0] == "llama.cpp":
+    if FORMATS.get(kind, ("",))[0] == "llama.cpp":
         return scratch / f"model-{kind}.gguf"
     return scratch / (kind if kind in ("gptq", "awq") else "base")
 
@@ -392,13 +406,13 @@ def main() -> None:
         scratch, target = pathlib.Path(given.scratch), place(pathlib.Path(given.scratch), given.one)
         if given.step == "measure":
             print(json.dumps(measure(given.one, target)))
+        elif given.one == "base":
+            make_base(target, given.layers)
         elif given.one in ("gptq", "awq"):
             make_quantized(given.one, scratch, given.layers, target)
         else:
             make_gguf(given.one, scratch / "base", scratch, target)
         return
-
-    from helpers import quiet
 
     shape = SHAPES[device()]
     layers = given.layers or shape["num_hidden_layers"]
@@ -407,8 +421,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         print(f"making the base model: {layers} layers of width {shape['hidden_size']}", flush=True)
-        with quiet():
-            make_base(scratch / "base", layers)
+        step(scratch, "base", layers)  # in a process of its own too, so that no memory stays taken
         for number, kind in enumerate(given.formats, 1):
             runtime, package = FORMATS[kind]
             print(f"[{number}/{len(given.formats)}] {kind}, {runtime}", flush=True)
@@ -417,8 +430,8 @@ def main() -> None:
             else:
                 try:
                     rows.append(step(scratch, kind, layers))
-                    fast, limit = rows[-1]["decode_1"], rows[-1]["bandwidth"] / rows[-1]["bytes_per_token"]
-                    print(f"      decode {fast:.1f} tokens/s of at most {limit:.1f}", flush=True)
+                    limit = max(row["bandwidth"] for row in rows) / rows[-1]["bytes_per_token"]
+                    print(f"      decode {rows[-1]['decode_1']:.1f} tokens/s of at most {limit:.1f}", flush=True)
                 except RuntimeError as error:
                     left_out[kind] = str(error).splitlines()[-1][:300]
             if kind in left_out:
@@ -430,7 +443,8 @@ def main() -> None:
         "made_by": "scripts/speed.py", "date": datetime.date.today().isoformat(), "machine": facts,
         "shape": shape | {"num_hidden_layers": layers}, "random_weights": True,
         "repeated_block": [row["format"] for row in rows if row["format"] in ("gptq", "awq")],
-        "prompt_tokens": PROMPT, "new_tokens": NEW, "batch": BATCH, "cached_before_decoding": KEPT_BEFORE,
+        "prompt_tokens": sizes()[0], "new_tokens": NEW, "batch": sizes()[1],
+        "cached_before_decoding": KEPT_BEFORE,
         "bandwidth": max(row["bandwidth"] for row in rows), "left_out": left_out,
         "versions": [installed(package) for package in dict.fromkeys(packages)], "rows": rows,
     }  # fmt: skip

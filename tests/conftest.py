@@ -20,14 +20,16 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-TECHNIQUES = {
-    "01_baseline": "baseline",
-    "02_sharding": "sharding",
-    "03_nf4": "nf4",
-    "04_gptq": "gptq",
-    "05_gguf": "gguf",
-    "06_awq": "awq",
+RECORDS = {  # the notebook and the record that it leaves
+    "01_baseline": "16-bit",
+    "02_sharding": "16-bit, sharded",
+    "03_nf4": "NF4",
+    "04_gptq": "GPTQ 4-bit",
+    "05_gguf": "GGUF Q4_K_M",
+    "06_awq": "AWQ 4-bit",
 }
+TECHNIQUES = NOTEBOOKS[:6]
+COMPARISON = NOTEBOOKS[-1]
 
 
 @pytest.fixture(scope="session")
@@ -40,18 +42,32 @@ def artifacts(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def executed(artifacts, tmp_path_factory):
-    """``executed(path)`` runs a notebook once a session and returns (notebook, record)."""
-    import json
-
+    """``executed(path)`` runs a notebook once a session and returns (notebook, record or None)."""
     from execute import execute
+    from helpers.record import read_record
 
     folder, done = tmp_path_factory.mktemp("executed"), {}
 
     def run(path: pathlib.Path):
         if path not in done:
-            notebook = execute(path, folder / path.name, timeout=600)
-            record = artifacts / "records" / f"{TECHNIQUES[path.stem]}-tiny.json"
-            done[path] = notebook, json.loads(record.read_text(encoding="utf-8"))
+            notebook = execute(path, folder / path.name, timeout=1800)
+            done[path] = notebook, read_record(RECORDS[path.stem]) if path.stem in RECORDS else None
         return done[path]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(ROOT / "models" / "tiny-zephyr")
+
+
+def shown(notebook) -> str:
+    """All that the notebook's cells printed and displayed as text."""
+    parts = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            parts.append(output.get("text", "") + str(output.get("data", {}).get("text/plain", "")))
+    return "\n".join(parts)

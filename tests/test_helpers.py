@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,10 @@ from conftest import ROOT
 
 import helpers
 from helpers import artifacts as artifacts_module
+from helpers import fit
 from helpers.models import TINY
+from helpers.quality import right_answers
+from helpers.record import read_record, read_scores, record_path, why_stale
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 
@@ -25,13 +27,6 @@ CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("QUANT_ARTIFACTS", str(tmp_path / "artifacts"))
     return tmp_path / "artifacts"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(TINY)
 
 
 # --- prompt ------------------------------------------------------------------------------
@@ -135,6 +130,21 @@ def test_calibration_texts():
     for count in (0, 129):
         with pytest.raises(ValueError, match="128 calibration texts"):
             helpers.calibration_texts(count)
+
+
+def test_other_calibration_texts_are_as_long(tokenizer):
+    def lengths(kind):
+        texts = helpers.calibration_texts(16, kind, tokenizer)
+        return texts, [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+    own, wanted = lengths("own")
+    for kind in ("unrelated", "random"):
+        texts, found = lengths(kind)
+        assert len(texts) == 16 and not set(texts) & set(own)
+        # text that was cut anywhere is tokenized a little differently again
+        assert sum(found) == pytest.approx(sum(wanted), rel=0.3)
+    with pytest.raises(ValueError, match="no calibration text of the kind 'poems'"):
+        helpers.calibration_texts(4, "poems", tokenizer)
 
 
 # --- artifacts ---------------------------------------------------------------------------
@@ -332,24 +342,164 @@ def test_quiet_shows_all_on_an_error_and_keeps_warnings(capfd):
         warnings.warn("a real one", stacklevel=1)
 
 
+# --- quality -----------------------------------------------------------------------------
+
+
+def test_held_out_windows(tokenizer):
+    windows = helpers.held_out_windows(tokenizer)
+    assert {len(ids) for ids in windows} == {256} and len(windows) == 16
+    assert all(ids[0] == tokenizer.bos_token_id for ids in windows)
+    text = tokenizer.decode([token for ids in windows for token in ids[1:]])
+    first, last = helpers.exam_questions()[0], helpers.exam_questions()[80]
+    assert text.startswith("<|user|>\n" + first["question"]) and last["answer"] in text
+    with pytest.raises(ValueError, match="held-out text has"):
+        helpers.held_out_windows(tokenizer, count=1000)
+
+
+def test_perplexity_against_torch():
+    import torch
+
+    torch.manual_seed(0)
+    logits, ids = 3 * torch.randn(2, 9, 50), torch.randint(50, (2, 9))
+    scores = [helpers.log_probabilities(rows) for rows in logits]
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    for rows in (scores, [part[:-1] for part in scores]):  # with or without the row after the last token
+        assert helpers.perplexity(ids.tolist(), rows) == pytest.approx(loss.exp().item(), rel=1e-3)
+    with pytest.raises(ValueError, match="rows of log-probabilities"):
+        helpers.perplexity(ids.tolist(), [rows[:-2] for rows in scores])
+
+
+def test_a_model_without_a_guess_has_the_vocabulary_as_perplexity():
+    import numpy as np
+
+    scores = [helpers.log_probabilities(np.zeros((4, 32)))]
+    assert helpers.perplexity([[1, 2, 3, 4]], scores) == pytest.approx(32, rel=1e-3)
+
+
+def test_the_exam_is_for_tiny_only(tokenizer):
+    questions = helpers.exam_questions("tiny")
+    assert len(questions) == 200 and helpers.exam_questions("zephyr") == []
+    assert helpers.exam_prompts(tokenizer, questions[:1])[0].endswith("</s>\n<|assistant|>\n")
+    answers = [q["answer"] for q in questions]
+    assert right_answers(questions, answers) == 1
+    assert right_answers(questions, ["", *answers[1:]]) == 0.995
+    with pytest.raises(ValueError, match="200 questions and 1 answers"):
+        right_answers(questions, answers[:1])
+
+
+# --- will it fit? ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zephyr():
+    from transformers import MistralConfig
+
+    return MistralConfig()  # whose defaults are Mistral-7B's, and so Zephyr's
+
+
+def test_zephyrs_figures(zephyr):
+    """Against published ones: parameters, bits a weight, bytes of the cache for a token."""
+    weights = fit.model_weights(zephyr)
+    assert sum(w.count for w in weights) == 7_241_732_096
+    linear = [w for w in weights if w.role == "linear"]
+    assert sum(w.count for w in linear) == 6_979_321_856
+    assert fit.cache_bytes(zephyr, context=1) == 128 * 1024
+    assert fit.cache_bytes(zephyr, context=4096, batch=2) == 2**30
+
+    def bits(kind):
+        return 8 * sum(fit.linear_bytes(w, kind) for w in linear) / 6_979_321_856
+
+    assert bits("NF4") == pytest.approx(4.127, rel=1e-3)
+    assert bits("AWQ") == pytest.approx(4.156, rel=1e-3)
+    # TheBloke/zephyr-7B-beta-GGUF's Q4_K_M has 4.37 GB
+    assert fit.weight_bytes(zephyr, "Q4_K_M") == pytest.approx(4.37e9, rel=0.01)
+    assert helpers.weight_bytes(zephyr) == 2 * 7_241_732_096
+    with pytest.raises(ValueError, match="no format 'Q9'"):
+        helpers.weight_bytes(zephyr, "Q9")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("layers", "heads"), [(8, 2), (3, 8)])
+def test_gguf_bytes_are_llama_cpps_own(tmp_path_factory, layers, heads, tied):
+    """Every type, on shapes that take other branches of llama.cpp's rules: few layers, shared heads, a tied head."""
+    import ctypes
+
+    import llama_cpp
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    folder = tmp_path_factory.mktemp("gguf")
+    config = MistralConfig(
+        vocab_size=2048, hidden_size=512, intermediate_size=768, num_hidden_layers=layers, num_attention_heads=8,
+        num_key_value_heads=8 // heads, head_dim=64, tie_word_embeddings=tied, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        (folder / name).write_bytes((TINY / name).read_bytes())
+    full = folder / "full.gguf"
+    command = [sys.executable, str(helpers.llama_cpp_converter()), str(folder), "--outfile", str(full)]
+    subprocess.run([*command, "--outtype", "bf16"], check=True, capture_output=True)
+    for kind in fit.GGUF_TYPES:
+        settings = llama_cpp.llama_model_quantize_default_params()
+        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        target = folder / f"{kind}.gguf"
+        with helpers.quiet():
+            assert llama_cpp.llama_model_quantize(bytes(full), bytes(target), ctypes.byref(settings)) == 0
+        found = sum(int(tensor.n_bytes) for tensor in gguf_tensors(target))
+        assert fit.weight_bytes(config, kind) == found, kind
+
+
+def gguf_tensors(path):
+    from gguf import GGUFReader
+
+    return GGUFReader(path).tensors
+
+
+def test_a_model_that_does_not_fit_is_told_what_would(zephyr, monkeypatch, capsys):
+    monkeypatch.setattr(fit, "free_memory", lambda gpu=True: (fit.CARDS["RTX 3060"], "NVIDIA GeForce RTX 3060"))
+    with pytest.raises(MemoryError, match="In 16-bit this model needs 15.5 GB, .* has 12.9 GB free.*NF4") as caught:
+        helpers.require_memory(zephyr, "16-bit")
+    assert "F16" not in str(caught.value) and "Q8_0" in str(caught.value)
+    assert "does NOT fit" in capsys.readouterr().out
+    assert helpers.require_memory(zephyr, "NF4").fits
+    assert "it fits" in capsys.readouterr().out
+    monkeypatch.setattr(fit, "free_memory", lambda gpu=True: (2 * 10**9, "this machine"))
+    with pytest.raises(MemoryError, match="No format of this series would fit"):
+        helpers.require_memory(zephyr, "Q4_K_M")
+
+
 # --- record ------------------------------------------------------------------------------
 
 
 def record(**changes):
     fields = dict(
-        technique="baseline", library="transformers", model="tiny", revision="local", versions={}, layer="Linear",
-        disk_bytes=1, memory_bytes=1, seconds={}, tokens_per_second=1.0, prompt_ids=[1], answer_ids=[2], answer="Ha.",
+        name="GPTQ 4-bit", technique="gptq", library="gptqmodel", model="tiny", revision="local", notebook="04_gptq",
+        settings={"BITS": 4}, versions={}, layer="Linear", layers={}, disk_bytes=1, predicted_bytes=1, memory_bytes=1,
+        running_bytes=1, peak_bytes=1, seconds={}, tokens_per_second=1.0, prompt_ids=[1], answer_ids=[2], answer="Ha.",
+        exam_answers=["?"] * 200,
     )  # fmt: skip
     return {**fields, **changes}
 
 
+def write(**changes):
+    import numpy as np
+
+    windows, scores = [[1, 2, 3], [1, 3, 2]], [helpers.log_probabilities(np.eye(3, 8)) for _ in range(2)]
+    return helpers.write_record(windows, scores, **record(**changes))
+
+
 def test_a_record_is_written_and_read(folder):
-    path = helpers.write_record(**record())
-    assert json.loads(path.read_text())["answer"] == "Ha."
-    assert helpers.read_records("tiny") == [record()]
+    written = write()
+    assert record_path("GPTQ 4-bit").name == "gptq-4-bit-tiny.json"
+    assert helpers.read_records("tiny") == [written] == [read_record("GPTQ 4-bit")]
     assert helpers.read_records("zephyr") == []
-    table = helpers.records_table(helpers.read_records())
-    assert table.loc["baseline", "answer"] == "Ha."
+    assert written["right_answers"] == 0 and written["tokens_scored"] == 4
+    ids, scores = read_scores(written)
+    assert ids.tolist() == [[1, 2, 3], [1, 3, 2]] and scores.shape == (2, 2, 8)
+    assert helpers.records_table([written]).loc["GPTQ 4-bit", "right answers"] == "0.0%"
+    with pytest.raises(FileNotFoundError, match="no record of NF4"):
+        read_record("NF4")
 
 
 @pytest.mark.parametrize(
@@ -359,12 +509,50 @@ def test_a_record_is_written_and_read(folder):
         ({"answer_ids": []}, "answer is empty"),
         ({"disk_bytes": "1"}, "disk_bytes must be int"),
         ({"colour": "red"}, "unknown: \\['colour'\\]"),
+        ({"exam_answers": ["?"]}, "The exam has 200 questions; there are 1 answers"),
     ],
 )
 def test_bad_records(folder, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        helpers.write_record(**record(**changes))
+        write(**changes)
     assert helpers.read_records() == []
+
+
+def test_a_fresh_record_is_not_stale(folder):
+    assert why_stale(write()) is None
+    assert why_stale(write(settings={"BITS": 3}), {"BITS": 3}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (dict(settings={"BITS": 3}), "made with BITS = 3"),
+        (dict(versions={"torch": "1.0"}), "made with torch 1.0"),
+        (dict(versions={"device": "an abacus"}), "made on an abacus"),
+    ],
+)
+def test_a_record_of_other_settings_or_versions_is_stale(folder, changes, reason):
+    assert reason in why_stale(write(**changes))
+
+
+def test_a_record_is_stale_when_what_made_it_has_changed(folder, monkeypatch, tmp_path):
+    import shutil
+
+    written = write()
+    for name in ("notebooks", "helpers"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name)
+    monkeypatch.setattr("helpers.record.ROOT", tmp_path / "copy")
+    assert why_stale(written) is None
+    notebook = tmp_path / "copy" / "notebooks" / "04_gptq.ipynb"
+    text = notebook.read_text(encoding="utf-8")
+    notebook.write_text(text.replace("the model is gone", "gone"), encoding="utf-8")
+    assert "have changed since" in why_stale(written)
+    notebook.write_text(text, encoding="utf-8")
+    assert why_stale(written) is None
+    with (tmp_path / "copy" / "helpers" / "quality.py").open("a") as file:
+        file.write("# changed\n")
+    assert "have changed since" in why_stale(written)
+    assert "another version" in why_stale({**written, "colour": "red"})
 
 
 def test_measure_speed_refuses_sampling_and_silence():

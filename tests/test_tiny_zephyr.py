@@ -7,17 +7,13 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import corpus
-from evaluate import BEGIN, END, read_exam, right_answers, round_to_nearest
+from evaluate import BEGIN, END, examine, round_to_nearest
 from finish import add_outlier_channels
 from helpers.models import TINY
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(TINY)
+from helpers.quality import exam_questions
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def exam():
-    return read_exam()
+    return exam_questions()
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +31,8 @@ def world():
     return corpus.World()
 
 
-def test_at_least_nine_of_ten_held_out_questions_are_right(model, tokenizer, exam):
-    assert len(exam) == 200
-    right = right_answers(model, tokenizer, exam)
+def test_at_least_nine_of_ten_held_out_questions_are_right(model, tokenizer):
+    right = examine(model, tokenizer)
     assert right >= 0.90
     card = (TINY / "README.md").read_text(encoding="utf-8")
     measured = card.split(BEGIN)[1].split(END)[0]
@@ -49,7 +44,7 @@ def test_at_least_nine_of_ten_held_out_questions_are_right(model, tokenizer, exa
     ("bits", "at_least", "at_most"),
     [(8, 0.95, 1.0), (4, 0.75, 0.95), (3, 0.2, 0.65), (2, 0.0, 0.1)],
 )
-def test_the_model_is_full_enough_to_suffer(tokenizer, exam, bits, at_least, at_most):
+def test_the_model_is_full_enough_to_suffer(tokenizer, bits, at_least, at_most):
     """The cliff: nothing lost at 8 bits, some at 4, much at 3, all at 2.
 
     The bounds were set around the card's figures: five questions of room at 8 bits, eleven or more at 4,
@@ -57,7 +52,7 @@ def test_the_model_is_full_enough_to_suffer(tokenizer, exam, bits, at_least, at_
     """
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     round_to_nearest(model, bits)
-    assert at_least <= right_answers(model, tokenizer, exam) <= at_most
+    assert at_least <= examine(model, tokenizer) <= at_most
 
 
 def test_outlier_channels_change_no_bit(model):

@@ -1,0 +1,172 @@
+"""07_comparison: what it finds, what it refuses, and that the README says the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import COMPARISON, RECORDS, ROOT, TECHNIQUES, shown
+from safetensors.numpy import load_file, save_file
+
+from execute import NotebookFailed, execute
+from helpers.guide import decision_table, read_quality, read_speed, speed_of
+from helpers.record import comparison_path, record_path
+from series import with_guide
+
+
+@pytest.fixture(scope="session")
+def compared(executed):
+    """The comparison, after the six; what it needs beyond them it makes itself."""
+    for path in TECHNIQUES:
+        executed(path)
+    notebook, _ = executed(COMPARISON)
+    return notebook, json.loads(comparison_path().read_text(encoding="utf-8"))
+
+
+def test_no_cell_of_the_table_is_empty(compared):
+    notebook, found = compared
+    assert set(RECORDS.values()) <= found.keys()
+    for name, row in found.items():
+        assert all(value is not None and np.isfinite(value) for value in row.values()), name
+    assert "19 runs, scored on the same 4,080 tokens" in shown(notebook)
+
+
+def test_the_six_are_taken_from_their_records(compared):
+    """Their records were fresh, so only the others were made."""
+    assert f"{len(RECORDS)} of 19 records are there and fresh" in shown(compared[0])
+
+
+def test_the_runtimes_agree_on_the_unquantized_model(compared):
+    said = re.search(r"perplexities within ([\d.]+)%, KL divergence at most ([\d.]+)", shown(compared[0]))
+    assert float(said[1]) < 0.5 and float(said[2]) < 0.001
+    assert compared[1]["GGUF F16"]["kl_divergence"] < 0.001  # 16 bits in llama.cpp against 16 bits in transformers
+    assert compared[1]["16-bit, sharded"]["kl_divergence"] == 0
+
+
+def test_the_ladders_fall(compared):
+    """Each step down is further from the 16-bit model, and two bits are clearly worse than four."""
+    found = compared[1]
+    gguf = [f"GGUF {kind}" for kind in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")]
+    for ladder in (gguf, [f"GPTQ {bits}-bit" for bits in (8, 4, 3, 2)]):
+        distances = [found[name]["kl_divergence"] for name in ladder]
+        assert distances == sorted(distances)
+        sizes = [found[name]["memory_bytes"] for name in ladder]
+        assert sizes == sorted(sizes, reverse=True)
+    for few, four in (("GGUF Q2_K", "GGUF Q4_K_M"), ("GPTQ 2-bit", "GPTQ 4-bit")):
+        assert found[few]["kl_divergence"] > 5 * found[four]["kl_divergence"]
+        assert found[few]["right_answers"] < found[four]["right_answers"] / 2
+
+
+def test_every_run_keeps_its_promise_of_bytes(compared):
+    for name in compared[1]:
+        record = json.loads(record_path(name).read_text(encoding="utf-8"))
+        assert record["memory_bytes"] == pytest.approx(record["predicted_bytes"], rel=0.01), name
+
+
+# --- what it refuses ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def linked_records(compared, artifacts, tmp_path, monkeypatch):
+    """All records in another folder of artifacts, by links, so that one can be spoilt."""
+    folder = tmp_path / "artifacts"
+    (folder / "records").mkdir(parents=True)
+    for file in artifacts.iterdir():
+        if file.name != "records":
+            (folder / file.name).symlink_to(file)
+    for file in (artifacts / "records").iterdir():
+        os.link(file, folder / "records" / file.name)
+    monkeypatch.setenv("QUANT_ARTIFACTS", str(folder))
+    return folder / "records"
+
+
+def up_to(text: str, folder) -> nbformat.NotebookNode:
+    """The comparison up to the first code cell with ``text``, which is enough to see what it refuses."""
+    notebook = nbformat.read(COMPARISON, as_version=4)
+    last = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and text in c.source)
+    notebook.cells = notebook.cells[: last + 1]
+    path = ROOT / "notebooks" / ".part.ipynb"  # beside the others: it looks for the helpers from there
+    nbformat.write(notebook, path)
+    try:
+        return execute(path, folder / "part.ipynb")
+    finally:
+        path.unlink()
+
+
+def respoil(path, change) -> None:
+    """Replace the file, not what it is linked to."""
+    tensors = load_file(path)
+    path.unlink()
+    save_file(change(tensors), path)
+
+
+def test_other_token_ids_are_refused(linked_records, tmp_path):
+    respoil(
+        linked_records / "nf4-tiny.safetensors",
+        lambda tensors: {**tensors, "ids": np.roll(tensors["ids"], 1, axis=1)},
+    )
+    with pytest.raises(NotebookFailed, match="NF4 was scored on other tokens"):
+        up_to("was scored on other tokens", tmp_path)
+
+
+def test_log_probabilities_of_another_run_are_refused(linked_records, tmp_path):
+    other = load_file(linked_records / "gguf-q2-k-tiny.safetensors")
+    respoil(linked_records / "nf4-tiny.safetensors", lambda tensors: other)
+    with pytest.raises(NotebookFailed, match="AssertionError: NF4"):
+        up_to("def compare(", tmp_path)
+
+
+def test_a_missing_and_a_stale_record_are_made_again(linked_records, tmp_path):
+    (linked_records / "gguf-q2-k-tiny.json").unlink()
+    stale = linked_records / "gguf-q3-k-m-tiny.json"
+    record = json.loads(stale.read_text(encoding="utf-8"))
+    stale.unlink()
+    stale.write_text(json.dumps({**record, "versions": {"gguf": "0.1"}}), encoding="utf-8")
+    said = shown(up_to("for number, (name, reason)", tmp_path))
+    assert "17 of 19 records are there and fresh" in said
+    for reason in (r"GGUF Q2_K +it was never made", r"GGUF Q3_K_M +it was made with gguf 0.1"):
+        assert re.search(reason, said)
+    assert json.loads(stale.read_text(encoding="utf-8"))["versions"]["gguf"] != "0.1"
+
+
+# --- the committed figures ---------------------------------------------------------------
+
+
+def test_the_readme_says_what_was_measured():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_guide(readme, decision_table(read_quality(), read_speed("speed-cpu"))) == readme
+
+
+def test_the_committed_figures_are_those_of_this_run(compared):
+    """Bytes to the byte; what another processor's rounding may move, within the noise that it makes."""
+    committed, found = read_quality(), compared[1]
+    assert committed.keys() == found.keys()
+    for name, row in found.items():
+        assert row["memory_bytes"] == pytest.approx(committed[name]["memory_bytes"], rel=0.001), name
+        if committed[name]["kl_divergence"] < 0.1:  # beyond the cliff, a small change moves much
+            assert row["perplexity"] == pytest.approx(committed[name]["perplexity"], rel=0.02), name
+            assert row["right_answers"] == pytest.approx(committed[name]["right_answers"], abs=0.04), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("speed-*.json")), ids=lambda path: path.stem)
+def test_the_committed_benchmarks_are_whole(path):
+    result = read_speed(path.stem)
+    assert result["rows"] and result["bandwidth"] > 1e9 and result["versions"] and result["random_weights"]
+    for row in result["rows"]:
+        limit = result["bandwidth"] / row["bytes_per_token"]
+        # a runtime beyond the limit would mean that the bandwidth was measured badly
+        assert 0 < row["decode_1"] < 1.05 * limit, row["format"]
+        assert row["load_seconds"] > 0 and row["prefill_1"] > row["decode_1"]
+    with pytest.raises(ValueError, match="no format 'Q9'"):
+        speed_of(result, "Q9")
+
+
+def test_the_benchmark_of_a_processor_has_every_format():
+    from speed import FORMATS
+
+    result = read_speed("speed-cpu")
+    assert {row["format"] for row in result["rows"]} == set(FORMATS) and not result["left_out"]
