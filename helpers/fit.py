@@ -31,8 +31,9 @@ CARDS = {
     "H200": 143771 * 2**20,
 }
 USABLE = 0.95  # of a card's memory: the driver, and gaps between what is allocated, keep the rest
-# Beside weights and cache: the libraries, the GPU's context, activations. A round figure above what
-# 07_comparison measures; vLLM on a processor runs three processes.
+# Beside weights and cache: the libraries, the GPU's context, activations. A round figure above what we measured:
+# 0.72 GB for CUDA's context with cuBLAS on an H100, and what 07_comparison prints for a processor. vLLM on a
+# processor runs three processes.
 OVERHEAD = 1_000_000_000
 OVERHEAD_VLLM_CPU = 3_000_000_000
 

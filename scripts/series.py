@@ -22,7 +22,7 @@ import nbformat  # noqa: E402
 
 from execute import NotebookFailed, execute  # noqa: E402
 from helpers.artifacts import artifacts_folder  # noqa: E402
-from helpers.guide import BENCHMARKS, decision_table, read_quality, read_speed  # noqa: E402
+from helpers.guide import BENCHMARKS, decision_table, read_quality  # noqa: E402
 from helpers.record import comparison_path, read_records, records_table  # noqa: E402
 
 PARTS = ("import", "make", "load", "answer", "score")
@@ -114,7 +114,7 @@ def guide() -> None:
         raise SystemExit("Nothing has been compared yet: run 07_comparison first ('python scripts/series.py run 07').")
     (BENCHMARKS / "quality-tiny.json").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     readme = ROOT / "README.md"
-    table = decision_table(read_quality(), read_speed("speed-cpu"))
+    table = decision_table(read_quality())
     readme.write_text(with_guide(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
     print("written: benchmarks/quality-tiny.json and README.md")
 

@@ -138,7 +138,7 @@ def test_a_missing_and_a_stale_record_are_made_again(linked_records, tmp_path):
 
 def test_the_readme_says_what_was_measured():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_guide(readme, decision_table(read_quality(), read_speed("speed-cpu"))) == readme
+    assert with_guide(readme, decision_table(read_quality())) == readme
 
 
 def test_the_committed_figures_are_those_of_this_run(compared):
