@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from helpers.console import quiet
+
 # Bits a weight of llama.cpp's types, scales included (ggml's block sizes: block bytes * 8 / block length).
 GGML_BITS = {
     "F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q4_K": 4.5, "Q3_K": 3.4375,
@@ -66,10 +68,11 @@ def model_weights(config: Any) -> list[Weight]:
 @functools.lru_cache(maxsize=8)
 def _weights(kind: type, settings: str) -> tuple[Weight, ...]:
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = kind.from_dict(json.loads(settings))
-    with torch.device("meta"):
+    with quiet(), torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
         model = AutoModelForCausalLM.from_config(config)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     linears = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}

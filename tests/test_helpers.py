@@ -458,7 +458,7 @@ def gguf_tensors(path):
 
 def test_a_model_that_does_not_fit_is_told_what_would(zephyr, monkeypatch, capsys):
     monkeypatch.setattr(fit, "free_memory", lambda gpu=True: (fit.CARDS["RTX 3060"], "NVIDIA GeForce RTX 3060"))
-    with pytest.raises(MemoryError, match="In 16-bit this model needs 15.5 GB, .* has 12.9 GB free.*NF4") as caught:
+    with pytest.raises(MemoryError, match="In 16-bit this model needs 15.6 GB, .* has 12.9 GB free.*NF4") as caught:
         helpers.require_memory(zephyr, "16-bit")
     assert "F16" not in str(caught.value) and "Q8_0" in str(caught.value)
     assert "does NOT fit" in capsys.readouterr().out
