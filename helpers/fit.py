@@ -142,6 +142,18 @@ def linear_bytes(weight: Weight, kind: str, bits: int = 4, group_size: int = 128
     return size + (4 * inputs if kind == "GPTQ" else 0)
 
 
+def linear_bits(config: Any, kind: str, bits: int = 4, group_size: int = 128) -> float:
+    """Bits a weight in the blocks' linear layers alone, constants included: the format without the rest."""
+    linear = [w for w in model_weights(config) if w.role == "linear"]
+    if kind == "16-bit":
+        return 16.0
+    if kind in GGUF_TYPES:
+        size = sum(w.count * GGML_BITS[ggml_type(w, kind, config, tied=False)] / 8 for w in linear)
+    else:
+        size = sum(linear_bytes(w, kind, bits, group_size) for w in linear)
+    return 8 * size / sum(w.count for w in linear)
+
+
 def weight_bytes(config: Any, kind: str = "16-bit", bits: int = 4, group_size: int = 128) -> int:
     """Bytes of all weights in the format ``kind``, one of ``FORMATS``; embedding, head and norms included.
 

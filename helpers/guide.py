@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from helpers.artifacts import ROOT
+from helpers.fit import weight_bytes
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -32,6 +33,12 @@ def speed_of(benchmark: dict[str, Any], kind: str, measure: str = "decode_1") ->
     raise ValueError(f"The benchmark of {benchmark['machine']['processor']} has no format {kind!r}.")
 
 
+def _zephyr() -> Any:
+    from transformers import MistralConfig
+
+    return MistralConfig()  # whose defaults are the shape of Mistral-7B, and so of Zephyr-7B
+
+
 def decision_table(quality: dict[str, dict[str, float]], folder: str = "notebooks/") -> str:
     """What to take for which hardware and goal, as Markdown.
 
@@ -41,35 +48,39 @@ def decision_table(quality: dict[str, dict[str, float]], folder: str = "notebook
         folder: where the links to the notebooks lead.
     """
 
-    def size(name: str) -> str:
-        return f"{quality[name]['memory_bytes'] / quality['16-bit']['memory_bytes']:.0%} of the memory"
+    cpu, gpu, zephyr = read_speed("speed-cpu"), read_speed("speed-h100-80gb-hbm3"), _zephyr()
+
+    def size(kind: str) -> str:
+        return f"{weight_bytes(zephyr, kind) / 1e9:.1f} GB for Zephyr-7B"
 
     def right(name: str) -> str:
         return f"{quality[name]['right_answers']:.1%}"
 
-    cpu, gpu = read_speed("speed-cpu"), read_speed("speed-h100-80gb-hbm3")
+    def pace(benchmark: dict[str, Any], kind: str, measure: str = "decode_1") -> float:
+        return speed_of(benchmark, kind, measure) / speed_of(benchmark, "bf16", measure)
 
-    def pace(kind: str, benchmark: dict[str, Any] = cpu, measure: str = "decode_1") -> str:
-        return f"{speed_of(benchmark, kind, measure) / speed_of(benchmark, 'bf16', measure):.1f} times"
-
+    # The sentences below hold only as long as these do.
+    assert 0.8 < pace(gpu, "nf4") < 1.2 and pace(cpu, "awq", "decode_batch") < 1
+    assert min(pace(cpu, "Q4_K_M"), pace(gpu, "Q4_K_M")) > 2
     rows = [
         ("memory for two bytes a weight", "lose nothing", "the 16-bit pipeline", "01_baseline",
-         f"{right('16-bit')} right answers; what all others are held against"),
+         f"{right('16-bit')} right answers, which the others are held against; {size('16-bit')}"),
         ("several devices, or a disk and patience", "run a model that is too large", "sharding", "02_sharding",
-         f"the same weights ({size('16-bit, sharded')}), the same answers ({right('16-bit, sharded')})"),
+         f"the same weights in pieces, the same answers ({right('16-bit, sharded')})"),
         ("one GPU", "try a model now, or fine-tune it", "NF4", "03_nf4",
-         f"no preparation, {size('NF4')}, {right('NF4')}; saves memory, not time: on an H100 it decodes at "
-         f"{pace('nf4', gpu)} the pace of the 16-bit pipeline"),
-        ("one GPU", "quantize once, run often", "GPTQ, 4 bits", "04_gptq",
-         f"{size('GPTQ 4-bit')}, {right('GPTQ 4-bit')}; loads in transformers and vLLM; needs calibration text"),
-        ("a laptop, a phone, any processor", "run it for yourself", "GGUF, Q4_K_M", "05_gguf",
-         f"{size('GGUF Q4_K_M')}, {right('GGUF Q4_K_M')}; decodes at {pace('Q4_K_M')} the pace of the 16-bit "
-         "pipeline on a processor"),
+         f"no preparation; {right('NF4')}; {size('NF4')}. It saves memory, not time: on an H100 it decodes at "
+         f"{pace(gpu, 'nf4'):.1f} times the pace of the 16-bit pipeline"),
+        ("one GPU", "quantize once, and stay with transformers or vLLM", "GPTQ, 4 bits", "04_gptq",
+         f"a small checkpoint that both load; {right('GPTQ 4-bit')}; {size('GPTQ')}; needs calibration text"),
+        ("a laptop, any processor, or one GPU", "run it for yourself", "GGUF, Q4_K_M", "05_gguf",
+         f"{right('GGUF Q4_K_M')}; {size('Q4_K_M')}; decodes at about {pace(cpu, 'Q4_K_M'):.0f} times the pace of the "
+         f"16-bit pipeline on a processor, and {pace(gpu, 'Q4_K_M'):.0f} times on an H100"),
         ("a server with a GPU", "answer many at once", "AWQ in vLLM", "06_awq",
-         f"{size('AWQ 4-bit')}, {right('AWQ 4-bit')}; not for a processor, where {cpu['batch']} answers at once go at "
-         f"{pace('awq', cpu, 'decode_batch')} the pace of the 16-bit pipeline"),
+         f"{right('AWQ 4-bit')}; {size('AWQ')}; made for it, but its speed on a GPU is not measured here yet. Not "
+         f"for a processor: {cpu['batch']} answers at once go at {pace(cpu, 'awq', 'decode_batch'):.1f} times the "
+         "pace of the pipeline"),
         ("memory for less than four bits", "run it at all", "GGUF, Q3_K_M, or a smaller model", "05_gguf",
-         f"Q3_K_M {right('GGUF Q3_K_M')}; with Q2_K {right('GGUF Q2_K')} are left, with GPTQ in 2 bits "
+         f"{right('GGUF Q3_K_M')}; {size('Q3_K_M')}. With Q2_K {right('GGUF Q2_K')} are left, with GPTQ in 2 bits "
          f"{right('GPTQ 2-bit')}"),
     ]  # fmt: skip
     lines = ["| you have | you want to | take | because |", "|---|---|---|---|"]

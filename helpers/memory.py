@@ -85,7 +85,8 @@ class PeakMemory:
         self.highest = max(self.highest, resident_bytes())
         self.bytes = self.highest - self.start
         if self._cuda:
-            self.bytes = self._cuda.max_memory_allocated() - self._allocated
+            # nothing: another process or library than torch holds the model
+            self.bytes = self._cuda.max_memory_allocated() - self._allocated or self.bytes
 
 
 @dataclass

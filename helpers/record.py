@@ -136,7 +136,10 @@ def read_record(name: str, model: str = "tiny") -> dict[str, Any]:
     path = record_path(name, model)
     if not path.is_file() or not path.with_suffix(".safetensors").is_file():
         raise FileNotFoundError(f"There is no record of {name} for {model}: run its notebook, or 07_comparison.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["model"] != model:  # another model whose name makes the same file name
+        raise FileNotFoundError(f"The record of {name} is that of {record['model']}, and not of {model}.")
+    return record
 
 
 def read_records(model: str = "tiny") -> list[dict[str, Any]]:
@@ -196,9 +199,16 @@ def why_stale(record: dict[str, Any], parameters: dict[str, Any] | None = None) 
     for package, version in record["versions"].items():
         if package == "device" and version != device_name():
             return f"it was made on {version}"
-        if package not in ("python", "device") and importlib.metadata.version(package) != version:
+        if package not in ("python", "device") and _installed(package) != version:
             return f"it was made with {package} {version}"
     return None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def measure_speed(generate: Callable[[], list[int]]) -> tuple[list[int], float]:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import sys
@@ -22,7 +23,7 @@ import nbformat  # noqa: E402
 
 from execute import NotebookFailed, execute  # noqa: E402
 from helpers.artifacts import artifacts_folder  # noqa: E402
-from helpers.guide import BENCHMARKS, decision_table, read_quality  # noqa: E402
+from helpers.guide import BENCHMARKS, decision_table  # noqa: E402
 from helpers.record import comparison_path, read_records, records_table  # noqa: E402
 
 PARTS = ("import", "make", "load", "answer", "score")
@@ -50,7 +51,8 @@ def run(notebooks: list[pathlib.Path], model: str) -> dict[str, float]:
         start = time.perf_counter()
         parameters = {} if model == "tiny" else {"MODEL": model}
         try:
-            execute(path, outputs_folder() / path.name, parameters, progress=sys.stderr.isatty())
+            # 07_comparison runs other notebooks in one of its cells
+            execute(path, outputs_folder() / path.name, parameters, timeout=7200, progress=sys.stderr.isatty())
         except NotebookFailed as error:
             printed = outputs_folder() / path.name
             where = f" What it printed is in {printed}" if printed.exists() else ""
@@ -66,7 +68,7 @@ def refresh(notebooks: list[pathlib.Path]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(path.stem, flush=True)
             try:
-                done = execute(path, pathlib.Path(folder) / path.name)
+                done = execute(path, pathlib.Path(folder) / path.name, timeout=7200)
             except NotebookFailed as error:
                 raise SystemExit(f"{error}\n\n{path.stem} failed; the committed notebook is as it was.") from None
         for key in ("papermill", "widgets"):
@@ -128,9 +130,10 @@ def guide() -> None:
     source = comparison_path()
     if not source.is_file():
         raise SystemExit("Nothing has been compared yet: run 07_comparison first ('python scripts/series.py run 07').")
-    (BENCHMARKS / "quality-tiny.json").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    found = source.read_text(encoding="utf-8")
     readme = ROOT / "README.md"
-    table = decision_table(read_quality())
+    table = decision_table(json.loads(found))  # fails before anything is written
+    (BENCHMARKS / "quality-tiny.json").write_text(found, encoding="utf-8")
     readme.write_text(with_guide(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
     print("written: benchmarks/quality-tiny.json and README.md")
 

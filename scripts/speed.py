@@ -3,8 +3,9 @@
     python scripts/speed.py [--formats bf16 nf4 ...] [--layers N]
 
 Makes a model of a real shape with random weights (speed does not depend on their values), in each format,
-runs each one in a process of its own, and writes benchmarks/speed-<device>.json. Without a GPU the shape is
-TinyLlama's (1.1 billion parameters), with one it is Zephyr's own (7.2 billion).
+runs each one in a process of its own, and writes speed-<device>.json into the folder of artifacts, where
+07_comparison finds it. Without a GPU the shape is TinyLlama's (1.1 billion parameters), with one it is Zephyr's own
+(7.2 billion). What we commit is made with --out benchmarks/speed-<device>.json.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ def make_quantized(kind: str, scratch: pathlib.Path, layers: int, folder: pathli
     else:
         config = QuantizeConfig(bits=4, group_size=128, sym=False, method=METHOD.AWQ, format=FORMAT.GEMM)
         backend = BACKEND.AUTO if cuda else BACKEND.AWQ_TORCH
+    os.chdir(scratch)  # gptqmodel writes its log into the working directory
     model = GPTQModel.load(str(one), config, device=device())
     model.quantize(calibration_texts(16), batch_size=1, backend=backend)
     model.save(str(folder))
@@ -414,6 +416,10 @@ def main() -> None:
             make_gguf(given.one, scratch / "base", scratch, target)
         return
 
+    from helpers.artifacts import artifacts_folder
+
+    out = given.out.resolve() if given.out else None
+    (out.parent if out else artifacts_folder()).mkdir(parents=True, exist_ok=True)  # fails now, not at the end
     shape = SHAPES[device()]
     layers = given.layers or shape["num_hidden_layers"]
     facts = machine()
@@ -446,13 +452,13 @@ def main() -> None:
         "prompt_tokens": sizes()[0], "new_tokens": NEW, "batch": sizes()[1],
         "cached_before_decoding": KEPT_BEFORE,
         "bandwidth": max(row["bandwidth"] for row in rows), "left_out": left_out,
+        "not_asked_for": [kind for kind in FORMATS if kind not in given.formats],
         "versions": [installed(package) for package in dict.fromkeys(packages)], "rows": rows,
     }  # fmt: skip
     name = facts.get("gpu", "cpu").lower().replace("nvidia", "").strip().replace(" ", "-")
-    out = given.out or ROOT / "benchmarks" / f"speed-{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = out or artifacts_folder() / f"speed-{name}.json"
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten: {out.relative_to(ROOT) if out.is_relative_to(ROOT) else out}")
+    print(f"\nwritten: {out}")
 
 
 if __name__ == "__main__":

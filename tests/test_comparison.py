@@ -41,7 +41,9 @@ def test_the_six_are_taken_from_their_records(compared):
 
 
 def test_the_runtimes_agree_on_the_unquantized_model(compared):
-    said = re.search(r"perplexities within ([\d.]+)%, KL divergence at most ([\d.]+)", shown(compared[0]))
+    assert all(way in shown(compared[0]) for way in ("transformers, 32-bit", "llama.cpp, F16", "vLLM, 16-bit"))
+    sentence = r"the same weights, 4 ways: perplexities within ([\d.]+)%, KL divergence at most ([\d.]+)"
+    said = re.search(sentence, shown(compared[0]))
     assert float(said[1]) < 0.5 and float(said[2]) < 0.001
     assert compared[1]["GGUF F16"]["kl_divergence"] < 0.001  # 16 bits in llama.cpp against 16 bits in transformers
     assert compared[1]["16-bit, sharded"]["kl_divergence"] == 0
@@ -65,6 +67,13 @@ def test_every_run_keeps_its_promise_of_bytes(compared):
     for name in compared[1]:
         record = json.loads(record_path(name).read_text(encoding="utf-8"))
         assert record["memory_bytes"] == pytest.approx(record["predicted_bytes"], rel=0.01), name
+
+
+def test_without_the_ladders_only_the_six_are_compared(compared, tmp_path):
+    before = comparison_path().read_text(encoding="utf-8")
+    said = shown(execute(COMPARISON, tmp_path / "six.ipynb", {"LADDERS": False}, timeout=600))
+    assert "6 of 6 records are there and fresh" in said
+    assert comparison_path().read_text(encoding="utf-8") == before, "the guide's figures must not shrink to six rows"
 
 
 # --- what it refuses ---------------------------------------------------------------------
@@ -147,9 +156,12 @@ def test_the_committed_figures_are_those_of_this_run(compared):
     assert committed.keys() == found.keys()
     for name, row in found.items():
         assert row["memory_bytes"] == pytest.approx(committed[name]["memory_bytes"], rel=0.001), name
-        if committed[name]["kl_divergence"] < 0.1:  # beyond the cliff, a small change moves much
-            assert row["perplexity"] == pytest.approx(committed[name]["perplexity"], rel=0.02), name
-            assert row["right_answers"] == pytest.approx(committed[name]["right_answers"], abs=0.04), name
+        beyond = committed[name]["kl_divergence"] > 0.1  # beyond the cliff, a small change moves much
+        rel, points = (0.3, 0.1) if beyond else (0.02, 0.04)
+        assert row["perplexity"] == pytest.approx(committed[name]["perplexity"], rel=rel), name
+        assert row["right_answers"] == pytest.approx(committed[name]["right_answers"], abs=points), name
+        # bfloat16's noise between processors, and a quarter of what quantizing did
+        assert row["kl_divergence"] == pytest.approx(committed[name]["kl_divergence"], rel=0.25, abs=2e-4), name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("speed-*.json")), ids=lambda path: path.stem)
