@@ -182,3 +182,21 @@ def test_the_benchmark_of_a_processor_has_every_format():
 
     result = read_speed("speed-cpu")
     assert {row["format"] for row in result["rows"]} == set(FORMATS) and not result["left_out"]
+
+
+def test_the_benchmark_runs_and_leaves_ours_alone(tmp_path, monkeypatch):
+    """One layer of the real width, one format of each kind of runtime that starts quickly."""
+    import subprocess
+    import sys
+
+    monkeypatch.setenv("QUANT_ARTIFACTS", str(tmp_path))
+    before = (ROOT / "benchmarks" / "speed-cpu.json").read_bytes()
+    command = [sys.executable, str(ROOT / "scripts" / "speed.py"), "--layers", "1", "--formats", "bf16", "Q4_K_M"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (written,) = tmp_path.glob("speed-*.json")
+    result = json.loads(written.read_text(encoding="utf-8"))
+    assert [row["format"] for row in result["rows"]] == ["bf16", "Q4_K_M"] and not result["left_out"]
+    assert "awq" in result["not_asked_for"] and result["shape"]["num_hidden_layers"] == 1
+    assert all(row["decode_1"] > 0 and row["bandwidth"] > 1e9 for row in result["rows"])
+    assert (ROOT / "benchmarks" / "speed-cpu.json").read_bytes() == before

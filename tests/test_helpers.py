@@ -418,6 +418,34 @@ def test_zephyrs_figures(zephyr):
         helpers.weight_bytes(zephyr, "Q9")
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"), [("16-bit", 17_834_496), ("NF4", 6_223_968), ("GPTQ", 6_273_536), ("AWQ", 6_191_616)]
+)
+def test_tinys_bytes_to_the_byte(kind, size):
+    """As counted once in memory (16-bit, NF4) and over the tensors of the checkpoints (GPTQ, AWQ)."""
+    from transformers import AutoConfig
+
+    assert fit.weight_bytes(AutoConfig.from_pretrained(TINY), kind) == size
+
+
+def test_bits_in_the_blocks(zephyr):
+    bits = {kind: fit.linear_bits(zephyr, kind) for kind in fit.FORMATS}
+    assert bits["16-bit"] == 16 and bits["Q6_K"] == 6.5625 and bits["Q8_0"] == 8.5
+    assert 4.5 < bits["Q4_K_M"] < 4.9 and bits["NF4"] == pytest.approx(4.127, rel=1e-3)
+    # without embedding and head, which GGUF quantizes too, the whole is as large as its parts
+    tokens = 2 * 32000 * 4096
+    whole = 6_979_321_856 * bits["NF4"] / 8 + 2 * (tokens + 65 * 4096)
+    assert fit.weight_bytes(zephyr, "NF4") == pytest.approx(whole, rel=1e-6)
+
+
+def test_users_that_fit(zephyr):
+    assert fit.users_that_fit(zephyr, "16-bit", fit.CARDS["T4"], 4096) == 0
+    few, many = (fit.users_that_fit(zephyr, "NF4", fit.CARDS[card], 4096) for card in ("T4", "L4"))
+    assert 0 < few < many
+    room = 0.95 * fit.CARDS["T4"] - fit.weight_bytes(zephyr, "NF4") - fit.OVERHEAD
+    assert few == int(room / (4096 * 128 * 1024))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("layers", "heads"), [(8, 2), (3, 8)])
 def test_gguf_bytes_are_llama_cpps_own(tmp_path_factory, layers, heads, tied):

@@ -13,7 +13,8 @@ import pytest
 from conftest import NOTEBOOKS, ROOT
 
 HOSTS = re.compile("python" + "hosted|py" + r"pi\.(org|io)\b")
-MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|Users|work|tmp|opt|farm|content|usr)/\w")
+ROOTS = "(?:home|root|Users|work|tmp|opt|farm|content|usr)"
+MACHINE_PATH = re.compile(rf"(?<![\w.:/])/{ROOTS}/\w|\.\./{ROOTS}/\w")
 NOISE = re.compile(r"WARNING|Warning:|Traceback|Failed to load|\rLoading|it/s\]")
 
 
@@ -164,3 +165,11 @@ def test_the_model_is_what_its_card_says():
     assert config["hidden_size"] % 256 == config["intermediate_size"] % 256 == 0
     assert (folder / "model.safetensors").stat().st_size < 24_000_000
     assert len((folder / "exam.jsonl").read_text().splitlines()) == 200
+
+
+def test_every_notebook_says_whether_the_model_fits_before_it_loads_one(path):
+    code = [c.source for c in read(path).cells if c.cell_type == "code"]
+    asks = next(i for i, text in enumerate(code) if "require_memory(" in text)
+    loads = ("pipeline(\n", "AutoModelForCausalLM.from_pretrained(", "GPTQModel.load(", "snapshot_download(")
+    first = next((i for i, text in enumerate(code) if any(call in text for call in loads)), len(code))
+    assert asks <= first
