@@ -6,9 +6,10 @@ Importing the package is cheap: torch and the model libraries are imported where
 from helpers.artifacts import artifact, artifacts_folder, building, disk_bytes, require_disk
 from helpers.console import quiet, show_versions
 from helpers.converter import llama_cpp_converter
+from helpers.exercise import check
 from helpers.fit import require_memory, weight_bytes
 from helpers.memory import PeakMemory, clear_cache, tensor_bytes
-from helpers.models import MODELS, Checkpoint, calibration_texts, resolve_model
+from helpers.models import MODELS, Checkpoint, calibration_texts, first_block, resolve_model
 from helpers.prompt import MESSAGES, render_prompt
 from helpers.quality import (
     exam_prompts,
@@ -30,10 +31,12 @@ __all__ = [
     "artifacts_folder",
     "building",
     "calibration_texts",
+    "check",
     "clear_cache",
     "disk_bytes",
     "exam_prompts",
     "exam_questions",
+    "first_block",
     "generate_answers",
     "held_out_windows",
     "llama_cpp_converter",

@@ -217,3 +217,61 @@ def calibration_texts(count: int, kind: str = "own", tokenizer: Any = None) -> l
         texts.append(tokenizer.decode(ids[start : start + length]))
         start += length
     return texts
+
+
+def first_block(checkpoint: Checkpoint, dtype: Any) -> Any:
+    """The model without its head and with its first block only, on the processor, in ``dtype``.
+
+    Real weights, and real activations of that block, without the memory for the rest. Of a sharded checkpoint only
+    the shards that hold them are read, and of a model on the hub only these are fetched.
+
+    Raises:
+        ValueError: the checkpoint has no safetensors file with the first block's weights.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(checkpoint.source, revision=checkpoint.revision)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):  # one entry for each block, in some architectures
+        config.layer_types = config.layer_types[:1]
+
+    def wanted(name: str) -> bool:
+        number = re.search(r"\b(?:layers|h|blocks)\.(\d+)\.", name)
+        return int(number[1]) == 0 if number else not name.startswith("lm_head")
+
+    index = _file_of(checkpoint, "model.safetensors.index.json")
+    if index:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = {file for name, file in weight_map.items() if wanted(name)}
+        files = [_file_of(checkpoint, name) for name in sorted(names)]
+    elif checkpoint.is_local:
+        files = sorted(pathlib.Path(checkpoint.source).glob("*.safetensors"))
+    else:
+        files = [_file_of(checkpoint, "model.safetensors")]
+    weights = {}
+    for path in files:
+        if path is None:
+            raise ValueError(f"{checkpoint.source} lacks a file that its index names. Fetch the model again.")
+        with safe_open(path, framework="pt") as file:
+            weights |= {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+    if not any(re.search(r"\b0\.", name) for name in weights):
+        raise ValueError(f"{checkpoint.source} holds no weights of a first block.")
+    with torch.device("meta"):
+        kind = type(AutoModel.from_config(config))
+    return kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
+
+
+def _file_of(checkpoint: Checkpoint, name: str) -> pathlib.Path | None:
+    """One file of a checkpoint, fetched if it is on the hub; None when the checkpoint has none of that name."""
+    if checkpoint.is_local:
+        path = pathlib.Path(checkpoint.source) / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return pathlib.Path(hf_hub_download(checkpoint.source, name, revision=checkpoint.revision))
+    except EntryNotFoundError:
+        return None

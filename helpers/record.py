@@ -42,6 +42,7 @@ FIELDS = {
     "answer": str,
     "exam_answers": list,  # the answers to the held-out questions; empty for models that they are not for
 }
+LESSONS = {"under-the-hood", "exercise", "check"}  # tags of the cells that come after the record, and leave it alone
 DERIVED = ("made_from", "tokens_scored", "perplexity", "right_answers")  # added by write_record
 
 
@@ -151,10 +152,11 @@ def read_records(model: str = "tiny") -> list[dict[str, Any]]:
 
 
 def made_from(notebook: str, model: str) -> str:
-    """A digest of what decides a record: the notebook's code, the helpers, and a local model's files."""
+    """A digest of what decides a record: the notebook's code (its lessons excepted), the helpers, a local model."""
     path = ROOT / "notebooks" / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    measuring = [c for c in cells if c["cell_type"] == "code" and not LESSONS & set(c["metadata"].get("tags", []))]
+    code = ["".join(cell["source"]) for cell in measuring]
     helpers = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "helpers").glob("*.py"))]
     known = MODELS.get(model, {}).get("base")
     folder = pathlib.Path(known.source if known else model).expanduser()
