@@ -220,7 +220,7 @@ def calibration_texts(count: int, kind: str = "own", tokenizer: Any = None) -> l
 
 
 def first_block(checkpoint: Checkpoint, dtype: Any) -> Any:
-    """The model without its head and with its first block only, on the processor, in ``dtype``.
+    """The model's embedding and first block, on the processor, in ``dtype``; its last norm is not the model's own.
 
     Real weights, and real activations of that block, without the memory for the rest. Of a sharded checkpoint only
     the shards that hold them are read, and of a model on the hub only these are fetched.
@@ -239,7 +239,7 @@ def first_block(checkpoint: Checkpoint, dtype: Any) -> Any:
 
     def wanted(name: str) -> bool:
         number = re.search(r"\b(?:layers|h|blocks)\.(\d+)\.", name)
-        return int(number[1]) == 0 if number else not name.startswith("lm_head")
+        return int(number[1]) == 0 if number else "embed" in name or ".wte." in name or ".wpe." in name
 
     index = _file_of(checkpoint, "model.safetensors.index.json")
     if index:

@@ -157,7 +157,8 @@ def made_from(notebook: str, model: str) -> str:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     measuring = [c for c in cells if c["cell_type"] == "code" and not LESSONS & set(c["metadata"].get("tags", []))]
     code = ["".join(cell["source"]) for cell in measuring]
-    helpers = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "helpers").glob("*.py"))]
+    modules = [file for file in sorted((ROOT / "helpers").glob("*.py")) if file.stem not in ("exercise", "guide")]
+    helpers = [file.read_text(encoding="utf-8") for file in modules]
     known = MODELS.get(model, {}).get("base")
     folder = pathlib.Path(known.source if known else model).expanduser()
     facts = [code, helpers, files_of(folder) if folder.is_dir() else None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 
 import helpers
@@ -206,7 +208,6 @@ def small_model():
 
 
 def test_tensor_bytes_counts_shared_storage_once():
-    import torch
 
     module = torch.nn.ModuleList([torch.nn.Linear(16, 16, bias=False)])
     assert helpers.tensor_bytes(module) == 16 * 16 * 4
@@ -216,7 +217,6 @@ def test_tensor_bytes_counts_shared_storage_once():
 
 def test_tensor_bytes_counts_nf4_constants():
     import bitsandbytes as bnb
-    import torch
 
     layer = bnb.nn.Linear4bit(256, 256, bias=False, compress_statistics=False, quant_type="nf4").to("cpu")
     layer(torch.zeros(1, 256))
@@ -357,7 +357,6 @@ def test_held_out_windows(tokenizer):
 
 
 def test_perplexity_against_torch():
-    import torch
 
     torch.manual_seed(0)
     logits, ids = 3 * torch.randn(2, 9, 50), torch.randint(50, (2, 9))
@@ -453,7 +452,6 @@ def test_gguf_bytes_are_llama_cpps_own(tmp_path_factory, layers, heads, tied):
     import ctypes
 
     import llama_cpp
-    import torch
     from transformers import MistralConfig, MistralForCausalLM
 
     folder = tmp_path_factory.mktemp("gguf")
@@ -591,3 +589,97 @@ def test_measure_speed_refuses_sampling_and_silence():
         helpers.measure_speed(list)
     ids, speed = helpers.measure_speed(lambda: [5, 6])
     assert ids == [5, 6] and speed > 0
+
+
+# --- exercises -----------------------------------------------------------------------------
+
+
+def said(capsys, answer, expected, hint="") -> str:
+    from helpers import check
+
+    assert check(answer, expected, hint) is None
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (5, 5.0),
+        (4.127, 4 + 8 / 64 + 32 / 64 / 256),
+        ("NF4", "NF4"),
+        ({"a", "b"}, {"b", "a"}),
+        (lambda: [1, "x"], (1, "x")),
+        (lambda: torch.arange(4), torch.arange(4)),
+    ],
+)
+def test_a_right_answer_is_told_so(capsys, answer, expected):
+    assert said(capsys, answer, expected) == "right\n"
+
+
+@pytest.mark.parametrize("answer", [None, ..., lambda: None, lambda: [1, None]])
+def test_an_exercise_not_done_is_told_so(capsys, answer):
+    assert said(capsys, answer, 5).startswith("not yet: replace None")
+
+
+def test_an_error_in_the_answer_is_one_line(capsys):
+    assert said(capsys, lambda: 1 / 0, 5) == "not yet: your code stopped with ZeroDivisionError: division by zero\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (5.1, 5),
+        ("five", 5),
+        ([1], [1, 2]),
+        (5, "5"),
+        (True, "right"),
+        (torch.arange(4), torch.arange(4) + 1),
+        (torch.arange(3), torch.arange(4)),
+        (3, torch.arange(4)),
+        (float("nan"), 5),
+        (float("nan"), float("nan")),
+    ],
+)
+def test_a_wrong_answer_is_told_so_with_the_hint(capsys, answer, expected):
+    text = said(capsys, answer, expected, "Think.")
+    assert text.startswith("wrong: your answer is ") and text.endswith(" Think.\n") and text.count("\n") == 1
+
+
+# --- the first block -------------------------------------------------------------------------
+
+
+def save_in_shards(folder):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="4MB")
+    return model
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_first_block_is_the_models_own(tmp_path, sharded):
+    """Its weights and what flows through it, from one file and from shards, of which the others are not read."""
+    from helpers import Checkpoint, first_block
+
+    model = save_in_shards(tmp_path)
+    if sharded:  # the last shard holds later blocks and the last norm: it may be missing
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+        (tmp_path / index["model.norm.weight"]).unlink()
+    part = first_block(Checkpoint(str(tmp_path if sharded else TINY)), torch.bfloat16)
+    assert len(part.layers) == 1 and not part.training
+    ids, seen = torch.arange(3, 40)[None], []
+    for layers in (model.model.layers, part.layers):
+        layers[0].register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.no_grad():
+        model(ids), part(ids)
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_a_shard_that_the_index_names_and_is_missing_is_told(tmp_path):
+    from helpers import Checkpoint, first_block
+
+    save_in_shards(tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    (tmp_path / index["model.layers.0.mlp.up_proj.weight"]).unlink()
+    with pytest.raises(ValueError, match="lacks a file that its index names"):
+        first_block(Checkpoint(str(tmp_path)), torch.bfloat16)

@@ -12,6 +12,8 @@ import nbformat
 import pytest
 from conftest import NOTEBOOKS, ROOT
 
+from helpers.record import LESSONS
+
 HOSTS = re.compile("python" + "hosted|py" + r"pi\.(org|io)\b")
 ROOTS = "(?:home|root|Users|work|tmp|opt|farm|content|usr)"
 MACHINE_PATH = re.compile(rf"(?<![\w.:/])/{ROOTS}/\w|\.\./{ROOTS}/\w")
@@ -62,10 +64,13 @@ def test_anatomy(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     h1 = [line for text in markdown for line in text.splitlines() if re.match(r"# \S", line)]
     assert len(h1) == 1 and markdown[0].startswith(h1[0])
-    for heading in ("## How it works", "## When to use", "## Recap", "**Exercises**", "You will learn"):
-        assert any(heading in text for text in markdown), heading
+    lesson = () if path.stem == "07_comparison" else ("## Under the hood",)
+    parts = ("## How it works", "## Exercises", "## When to use", "## Recap", "**After this notebook you can**")
+    for part in (*parts, *lesson):
+        assert any(part in text for text in markdown), part
     assert f"/notebooks/{path.name})" in markdown[0], "the badge opens this very notebook"
-    assert 20 <= len(notebook.cells) <= (50 if path.stem == "07_comparison" else 40)
+    measuring = [cell for cell in code if not LESSONS & set(cell.metadata.get("tags", []))]
+    assert 20 <= len(notebook.cells) <= 60 and len(measuring) <= 25
     for cell in code:  # the one file that a notebook writes may be longer
         assert len(cell.source.splitlines()) <= (45 if "%%writefile" in cell.source else 25)
     assert max(len(line) for cell in code for line in cell.source.splitlines()) <= 120
