@@ -128,13 +128,15 @@ def test_a_record_is_made_from_the_measuring_cells_alone(tmp_path, monkeypatch):
 
 TERMS = {  # the heading in the glossary: how the notebooks write it
     "absmax": "absmax", "activation": "activations?", "bandwidth": "bandwidth", "bits a weight": "bits a weight",
-    "calibration": "calibration", "chat template": "chat template", "checkpoint": "checkpoints?",
-    "decoding": "decod(?:es?|ing)", "dequantizing": "dequantiz(?:e|es|ing)",
-    "double quantization": "double quantization", "greedy decoding": "greed(?:y|ily)", "group": "groups?",
-    "Hessian": "Hessian", "kernel": "kernels?", "key-value cache": "cache", "KL divergence": "KL divergence",
-    "K-quant": "K-quants?", "level": "levels?", "logits": "logits", "perplexity": "perplexity", "prefill": "prefill",
-    "quantizing": "quantiz(?:es?|ing)", "round to nearest": "round(?:ing|s)?[ -]to[ -]nearest", "salient": "salient",
-    "scale": "scales?", "shard": "shards?", "super-block": "super-blocks?", "token": "tokens?", "weight": "weights?",
+    "calibration": "calibration", "channel": "channels?", "chat template": "chat template",
+    "checkpoint": "checkpoints?", "damping": "damping", "decoding": "decod(?:es?|ing)",
+    "dequantizing": "dequantiz(?:e|es|ing)", "double quantization": "double quantization",
+    "greedy decoding": "greed(?:y|ily)", "group": "groups?", "Hessian": "Hessian", "hook": "hooks?",
+    "kernel": "kernels?", "key-value cache": "cache", "KL divergence": "KL divergence", "K-quant": "K-quants?",
+    "level": "levels?", "logits": "logits", "perplexity": "perplexity", "prefill": "prefill",
+    "quantile": "quantiles?", "quantizing": "quantiz(?:es?|ing)",
+    "round to nearest": "round(?:ing|s)?[ -]to[ -]nearest", "salient": "salient", "scale": "scales?",
+    "shard": "shards?", "super-block": "super-blocks?", "token": "tokens?", "weight": "weights?",
     "zero point": "zero points?",
 }  # fmt: skip
 CODE_AND_FORMULAS = r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$"
@@ -187,6 +189,7 @@ WRONG = [  # notebook, what stands there, what a slip of the pen would make of i
     ("03_nf4", "linspace(0.9677083", "linspace(0.9677033"),
     ("04_gptq", "stream.reshape(-1, bits, packed.shape[1])", "stream.reshape(-1, bits, packed.shape[1]).flip(1)"),
     ("05_gguf", "(first >> 6) << 4", "(first >> 6) << 2"),
+    ("06_awq", "[0, 4, 1, 5, 2, 6, 3, 7]", "[0, 4, 1, 5, 2, 6, 7, 3]"),
 ]
 
 
