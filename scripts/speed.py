@@ -140,12 +140,11 @@ def make_quantized(kind: str, scratch: pathlib.Path, layers: int, folder: pathli
     one = scratch / "one-block"
     if not one.exists():
         make_base(one, layers=1)
-    cuda = device() == "cuda"
     if kind == "gptq":
         config, backend = QuantizeConfig(bits=4, group_size=128), BACKEND.AUTO
     else:
         config = QuantizeConfig(bits=4, group_size=128, sym=False, method=METHOD.AWQ, format=FORMAT.GEMM)
-        backend = BACKEND.AUTO if cuda else BACKEND.AWQ_TORCH
+        backend = BACKEND.AWQ_TORCH  # the others compile first, and pack the same
     os.chdir(scratch)  # gptqmodel writes its log into the working directory
     model = GPTQModel.load(str(one), config, device=device())
     model.quantize(calibration_texts(16), batch_size=1, backend=backend)
