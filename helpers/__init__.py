@@ -7,7 +7,8 @@ from helpers.artifacts import artifact, artifacts_folder, building, disk_bytes, 
 from helpers.console import quiet, show_versions
 from helpers.converter import llama_cpp_converter
 from helpers.exercise import check
-from helpers.fit import require_memory, weight_bytes
+from helpers.fit import block_linears, fitting_group, preflight, weight_bytes
+from helpers.machine import this_machine
 from helpers.memory import PeakMemory, clear_cache, tensor_bytes
 from helpers.models import MODELS, Checkpoint, calibration_texts, first_block, resolve_model
 from helpers.prompt import MESSAGES, render_prompt
@@ -29,6 +30,7 @@ __all__ = [
     "Timings",
     "artifact",
     "artifacts_folder",
+    "block_linears",
     "building",
     "calibration_texts",
     "check",
@@ -37,21 +39,23 @@ __all__ = [
     "exam_prompts",
     "exam_questions",
     "first_block",
+    "fitting_group",
     "generate_answers",
     "held_out_windows",
     "llama_cpp_converter",
     "log_probabilities",
     "measure_speed",
     "perplexity",
+    "preflight",
     "quiet",
     "read_records",
     "records_table",
     "render_prompt",
     "require_disk",
-    "require_memory",
     "resolve_model",
     "show_versions",
     "tensor_bytes",
+    "this_machine",
     "weight_bytes",
     "write_record",
 ]

@@ -12,7 +12,8 @@ import tempfile
 
 from helpers.artifacts import artifacts_folder, building
 
-WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
+# The last is Qwen's vocabulary, for the tests: of byte-level tokenizers the converter takes only those it knows.
+WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE", "models/ggml-vocab-qwen2.gguf")
 
 
 def llama_cpp_converter() -> pathlib.Path:
@@ -28,7 +29,7 @@ def llama_cpp_converter() -> pathlib.Path:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
         raise RuntimeError("llama-cpp-python is not installed. Run 'pip install -r requirements.txt'.") from None
-    name = f"llama.cpp-converter-{version}"
+    name = f"llama.cpp-{version}"
     in_environment = pathlib.Path(sys.prefix) / "share" / name
     folder = in_environment if in_environment.is_dir() or os.access(sys.prefix, os.W_OK) else artifacts_folder() / name
     if not folder.is_dir():

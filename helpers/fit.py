@@ -10,6 +10,8 @@ from math import ceil
 from typing import Any
 
 from helpers.console import quiet
+from helpers.machine import Machine, gb
+from helpers.models import Checkpoint
 
 # Bits a weight of llama.cpp's types, scales included (ggml's block sizes: block bytes * 8 / block length).
 GGML_BITS = {
@@ -20,6 +22,8 @@ GGML_BITS = {
 FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 GGUF_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 FORMATS = ("16-bit", "NF4", "GPTQ", "AWQ", *GGUF_TYPES)
+NOTEBOOKS = {"16-bit": "01_baseline", "NF4": "03_nf4", "GPTQ": "04_gptq", "AWQ": "06_awq"}  # the others: 05_gguf
+GROUP_SIZES = (128, 64, 32)
 
 # Bytes that such cards report in all ('nvidia-smi', total memory).
 CARDS = {
@@ -78,6 +82,41 @@ def _weights(kind: type, settings: str) -> tuple[Weight, ...]:
     linears = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
     roles = {**dict.fromkeys(linears, "linear"), id(head.weight): "head", id(embedding.weight): "embedding"}
     return tuple(Weight(n, tuple(p.shape), roles.get(id(p), "other")) for n, p in model.named_parameters())
+
+
+def block_linears(config: Any) -> list[str]:
+    """Names of the linear layers inside the blocks, block by block: what every technique quantizes.
+
+    Raises:
+        ValueError: the blocks are not built of ``torch.nn.Linear``, which none of the techniques here would find.
+    """
+    names = [w.name.removesuffix(".weight") for w in model_weights(config) if w.role == "linear"]
+    if not any(name.endswith("up_proj") for name in names):
+        raise ValueError(
+            f"This series knows models whose blocks are built like Llama's (layers such as 'up_proj'); those of "
+            f"{config.model_type!r} are not. Qwen, Gemma, Phi-3, Mistral and their kin are."
+        )
+    return names
+
+
+def fitting_group(config: Any, wanted: int) -> int:
+    """The largest group size, at most ``wanted``, that divides the inputs of every linear layer; says so if smaller.
+
+    Raises:
+        ValueError: ``wanted`` is none of ``GROUP_SIZES``, or none of them divides.
+    """
+    if wanted not in GROUP_SIZES:
+        raise ValueError(f"GROUP_SIZE counts weights, {', '.join(map(str, sorted(GROUP_SIZES)))}; it is {wanted!r}.")
+    widths = sorted({w.shape[1] for w in model_weights(config) if w.role == "linear"})
+    for size in GROUP_SIZES:
+        if size <= wanted and not any(width % size for width in widths):
+            if size < wanted:
+                print(f"groups of {wanted} do not divide this model's widths {widths}: taking groups of {size}")
+            return size
+    raise ValueError(
+        f"Groups of 32 weights do not divide this model's widths {widths}, and its kernels take no smaller ones. "
+        "03_nf4.ipynb and 05_gguf.ipynb have no such limit."
+    )
 
 
 def ggml_type(weight: Weight, kind: str, config: Any, tied: bool) -> str:
@@ -189,19 +228,9 @@ def users_that_fit(config: Any, kind: str, total: int, context: int) -> int:
     return max(0, int(room // cache_bytes(config, context)))
 
 
-def free_memory(gpu: bool = True) -> tuple[int, str]:
-    """Bytes free for a model now, and of what: the GPU where there is one (and ``gpu``), else this machine."""
-    import psutil
-    import torch
-
-    if gpu and torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
-    return psutil.virtual_memory().available, "this machine"
-
-
 @dataclass(frozen=True)
 class Fit:
-    """The bytes that a model needs, and those that are free."""
+    """The bytes that a model needs, and those that are free; ``place`` says where."""
 
     kind: str
     weights: int
@@ -221,46 +250,94 @@ class Fit:
     def __str__(self) -> str:
         parts = f"{gb(self.weights)} of weights, {gb(self.cache)} of cache, {gb(self.overhead)} for the libraries"
         answer = "it fits" if self.fits else "it does NOT fit"
-        return f"{self.kind}: {parts}\n{gb(self.needed)} of the {gb(self.free)} free on {self.place}: {answer}"
+        return f"{self.kind}: {parts}\n{gb(self.needed)} of the {gb(self.free)} free {self.place}: {answer}"
 
 
-def gb(size: float) -> str:
-    """Bytes in GB (10^9), or in MB below a tenth of that."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def require_memory(
+def fit_on(
+    machine: Machine,
     config: Any,
     kind: str,
     context: int = 512,
     bits: int = 4,
     group_size: int = 128,
     overhead: int = OVERHEAD,
-    gpu: bool = True,
+    where: str = "gpu",
+    gpus: int = 1,
 ) -> Fit:
-    """Print whether the model will fit in the format ``kind``, before anything is downloaded.
+    """Whether a model fits on ``machine`` in the format ``kind``, from its configuration alone.
 
     Args:
         context: tokens that the cache has room for.
-        overhead: bytes for the libraries and activations.
-        gpu: False for a runtime that stays on the processor.
+        overhead: bytes for the libraries and activations, on each device.
+        where: 'gpu' (one, where there is one; else the memory), 'memory' (a runtime that stays on the processor), or
+            'spread' (the GPUs first, then the memory, as ``device_map="auto"`` does).
+        gpus: how many share every matrix, as in tensor parallelism; the bytes are then those of one.
+    """
+    parts = weight_bytes(config, kind, bits, group_size), cache_bytes(config, context)
+    if where == "memory" or not machine.gpus:
+        free, place = machine.free, "in this machine's memory"
+    elif where == "spread":
+        overhead *= len(machine.gpus)
+        free = sum(gpu.free for gpu in machine.gpus)
+        place = f"on {machine.gpu.name if len(machine.gpus) == 1 else f'{len(machine.gpus)} GPUs'}"
+        if sum(parts) + overhead > free:  # transformers keeps what does not fit in memory, and fetches it at each step
+            free, place = free + machine.free, f"{place} and in memory, where the layers beyond the GPU wait: slow"
+    else:
+        free, place = machine.gpu.free, f"on {machine.gpu.name}"
+        if gpus > 1:
+            parts = [ceil(part / gpus) for part in parts]
+            place = f"on each of {gpus} GPUs"
+    return Fit(kind, *parts, overhead, free, place)
+
+
+def preflight(
+    machine: Machine, config: Any, kind: str, *fetched: Checkpoint, make: bool = False, **settings: Any
+) -> Fit:
+    """Print what a run will download, whether the model fits and which kernel computes, before anything is fetched.
+
+    Args:
+        kind: the format to load, one of ``FORMATS``.
+        fetched: the checkpoints that the run needs, from ``resolve_model``.
+        make: the format is made here, so the 16-bit model must fit as well.
+        settings: those of ``fit_on``.
 
     Raises:
-        MemoryError: it will not; the message names the formats that would.
+        OSError: the download is larger than the free disk.
+        MemoryError: the model does not fit; the message names the formats that would, and their notebooks.
     """
-    free, place = free_memory(gpu)
-    cache = cache_bytes(config, context)
-
-    def fit(kind: str) -> Fit:
-        return Fit(kind, weight_bytes(config, kind, bits, group_size), cache, overhead, free, place)
-
-    found = fit(kind)
-    print(found)
-    if not found.fits:
-        others = [f"{other} ({gb(fit(other).needed)})" for other in FORMATS if fit(other).fits]
-        advice = f"These would fit: {', '.join(others)}." if others else "No format of this series would fit."
-        raise MemoryError(
-            f"In {kind} this model needs {gb(found.needed)}, and {place} has {gb(free)} free. {advice} "
-            "A shorter context takes less cache, and 02_sharding.ipynb leaves layers on the disk."
+    found = fit_on(machine, config, kind, **settings)
+    download = sum(checkpoint.download for checkpoint in fetched)
+    for checkpoint in fetched:
+        size = f"{gb(checkpoint.download)} to fetch" if checkpoint.download else "already here"
+        if not checkpoint.is_local:
+            print(f"{checkpoint.source} at {checkpoint.revision[:12]}: {size}")
+    print(f"{found}\nkernel: {machine.kernel(kind)}")
+    if download > machine.disk:
+        raise OSError(
+            f"This is a download of {gb(download)}, and {gb(machine.disk)} of disk are free. "
+            "Free some space, or set HF_HOME and QUANT_ARTIFACTS to folders on a larger disk."
         )
+    if not found.fits:
+        raise MemoryError(_advice(machine, config, found))
+    if make:
+        whole = fit_on(machine, config, "16-bit")
+        print(f"to make it, the 16-bit model must fit as well: {gb(whole.needed)} of {gb(whole.free)}")
+        if not whole.fits:
+            raise MemoryError(_advice(machine, config, whole))
     return found
+
+
+def _advice(machine: Machine, config: Any, missed: Fit) -> str:
+    would = []
+    for kind in FORMATS:
+        overhead = OVERHEAD_VLLM_CPU if kind == "AWQ" and not machine.gpus else OVERHEAD
+        where = "memory" if kind in GGUF_TYPES else "gpu"
+        found = fit_on(machine, config, kind, overhead=overhead, where=where)
+        if found.fits and kind != missed.kind and (kind != "AWQ" or machine.has_int4_kernel):
+            would.append(f"{kind} ({gb(found.needed)}, {NOTEBOOKS.get(kind, '05_gguf')})")
+    advice = f"These would fit: {', '.join(would)}." if would else "No format of this series would fit."
+    return (
+        f"In {missed.kind} this model needs {gb(missed.needed)}, and {gb(missed.free)} are free {missed.place}. "
+        f"{advice} "
+        "A shorter context takes less cache; 02_sharding.ipynb shows how to leave layers in memory or on the disk."
+    )

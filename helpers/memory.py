@@ -26,8 +26,9 @@ RESULTS = re.compile(r"_+|_i?\d*|_i+|_oh|_dh|_ih|_exit_code")  # IPython's own n
 def tensor_bytes(model: Any) -> int:
     """Bytes of every tensor of a torch module, each storage counted once.
 
-    Counts parameters, buffers, tensors that a kernel keeps as plain attributes, and what bitsandbytes keeps
-    beside a 4-bit weight (``quant_state``: the block constants), which ``get_memory_footprint()`` leaves out.
+    Counts parameters, buffers, tensors that a kernel keeps as plain attributes, what bitsandbytes keeps beside a
+    4-bit weight (``quant_state``: the block constants), which ``get_memory_footprint()`` leaves out, and the layers
+    that Accelerate keeps in memory for a GPU; those on the disk are not counted.
     """
     import torch
 
@@ -38,8 +39,22 @@ def tensor_bytes(model: Any) -> int:
         while state is not None:
             tensors += [t for t in (state.absmax, state.code, state.offset) if t is not None]
             state = getattr(state, "state2", None)  # bitsandbytes deletes it on some processors
+    for module in model.modules():
+        tensors += _offloaded(getattr(module, "_hf_hook", None))
     storages = [t.untyped_storage() for t in tensors if t.device.type != "meta"]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _offloaded(hook: Any) -> list[Any]:
+    """The tensors that one of Accelerate's hooks keeps in memory and moves to the GPU when they are needed."""
+    import torch
+
+    if hook is None:
+        return []
+    tensors = [t for inner in getattr(hook, "hooks", ()) for t in _offloaded(inner)]
+    kept = getattr(getattr(hook, "weights_map", None), "dataset", None)
+    kept = getattr(kept, "state_dict", kept)  # a loader that also knows files, or a plain dictionary
+    return tensors + [t for t in (kept.values() if isinstance(kept, dict) else ()) if isinstance(t, torch.Tensor)]
 
 
 def resident_bytes() -> int:

@@ -10,7 +10,6 @@ import os
 import pathlib
 import random
 import re
-import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,11 +26,13 @@ class Checkpoint:
         source: a local folder or a hub id, as ``from_pretrained`` takes it.
         revision: the hub's commit or branch; None for a local folder.
         file: the one file that is meant, for GGUF.
+        download: bytes of weights that are still to be fetched.
     """
 
     source: str
     revision: str | None = None
     file: str | None = None
+    download: int = 0
 
     @property
     def is_local(self) -> bool:
@@ -75,7 +76,6 @@ def resolve_model(name: str, technique: str = "base") -> Checkpoint | None:
     Raises:
         ValueError: ``name`` is none of the three, or a folder that holds no model.
         ConnectionError: the model is on the hub, and the hub cannot be reached.
-        OSError: the download is larger than the free disk.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"MODEL must be a name, a folder or a hub id, but is {name!r}. Try MODEL = 'tiny'.")
@@ -83,15 +83,14 @@ def resolve_model(name: str, technique: str = "base") -> Checkpoint | None:
         found = MODELS[name].get(technique)
         if found and found.is_local:
             _require_model_folder(pathlib.Path(found.source))
-        return replace(found, revision=_require_hub(found)) if found and not found.is_local else found
+        return _found_on_hub(found) if found and not found.is_local else found
     folder = pathlib.Path(name).expanduser()
     looks_local = name.startswith((".", "/", "~")) or "\\" in name or folder.is_dir()
     if looks_local:
         _require_model_folder(folder)
         return Checkpoint(str(folder.resolve())) if technique == "base" else None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        found = Checkpoint(name, "main")
-        return replace(found, revision=_require_hub(found)) if technique == "base" else None
+        return _found_on_hub(Checkpoint(name, "main")) if technique == "base" else None
     close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
@@ -136,13 +135,13 @@ def _cached_commit(checkpoint: Checkpoint) -> str | None:
     return None if None in paths else pathlib.Path(paths[0]).parent.name
 
 
-def _require_hub(checkpoint: Checkpoint) -> str:
-    """Return the commit, or fail within seconds, in one sentence, when the model cannot be had."""
+def _found_on_hub(checkpoint: Checkpoint) -> Checkpoint:
+    """With its commit and the bytes to fetch; fails within seconds, in one sentence, when it cannot be had."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if commit := _cached_commit(checkpoint):
-        return commit
+        return replace(checkpoint, revision=commit)
     advice = "Use MODEL = 'tiny', which needs no network, or a folder that you have downloaded."
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise ConnectionError(f"{checkpoint.source} is not on this machine, and HF_HUB_OFFLINE is set. {advice}")
@@ -162,23 +161,17 @@ def _require_hub(checkpoint: Checkpoint) -> str:
     if not wanted:
         kind = checkpoint.file or "*.safetensors file"
         raise ValueError(f"{checkpoint.source} has no {kind}. This series loads no pickled weights.")
-    needed, free = sum(f.size or 0 for f in wanted), _free_in_hub_cache()
-    if free < needed:
-        raise OSError(
-            f"{checkpoint.source} is a download of {needed / 1e9:.1f} GB, and the hub's cache has {free / 1e9:.1f} GB "
-            "free. Free some space, or set HF_HOME to a folder on a larger disk."
-        )
-    return info.sha
+    return replace(checkpoint, revision=info.sha, download=sum(f.size or 0 for f in wanted))
 
 
-def _free_in_hub_cache() -> int:
-    """Bytes free where the hub's client keeps its downloads; the folder may not exist yet."""
+def hub_cache() -> pathlib.Path:
+    """Where the hub's client keeps its downloads, or the folder above, where it will make that."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = pathlib.Path(HF_HUB_CACHE)
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 CALIBRATION_KINDS = ("own", "unrelated", "random")

@@ -11,16 +11,17 @@ MESSAGES: list[dict[str, str]] = [
 ROLES = ("system", "user", "assistant")
 
 
-def render_prompt(tokenizer: Any, messages: list[dict[str, str]] | None = None) -> str:
+def render_prompt(tokenizer: Any, messages: list[dict[str, str]] | None = None, chat: bool = True) -> str:
     """Render ``messages`` with the tokenizer's own chat template, ready for the answer.
 
     Args:
         tokenizer: a transformers tokenizer with a ``chat_template``.
         messages: dictionaries with ``role`` and ``content``; the series' conversation by default.
+        chat: False for a base model, which has no template: the contents follow each other as plain text.
 
     Returns:
         The prompt, ending where the assistant starts to speak. The beginning-of-sequence token is
-        not part of it: each runtime adds its own.
+        not part of it where the tokenizer adds it: each runtime does the same.
 
     Raises:
         ValueError: no chat template, no messages, an unknown role, or content that is no string.
@@ -36,10 +37,36 @@ def render_prompt(tokenizer: Any, messages: list[dict[str, str]] | None = None) 
             raise ValueError(f"Message {number} has the unknown role {message['role']!r}. Use one of {known}.")
         if not isinstance(message["content"], str):
             raise ValueError(f"The content of message {number} must be text, but is {message['content']!r}.")
+    return render(tokenizer, messages, chat, add_generation_prompt=True)
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], chat: bool, add_generation_prompt: bool = False) -> str:
+    """The text of ``messages``, without a beginning-of-sequence token that the tokenizer would add once more."""
+    if not chat:
+        return "".join(message["content"] + "\n\n" for message in messages)
     if not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise ValueError(
-            f"The tokenizer of {name} has no chat template: this looks like a base model. "
-            "Choose a chat model (its name often ends in 'chat', 'instruct' or 'it')."
+            f"The tokenizer of {name} has no chat template: this looks like a base model. Choose a chat model (its "
+            "name often ends in 'chat', 'instruct' or 'it'), or set CHAT = False for a prompt of plain text."
         )
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if messages[0]["role"] == "system" and not _knows_system(tokenizer):
+        first, second, *rest = messages  # Gemma's way: the instruction opens the user's turn
+        messages = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    begin = getattr(tokenizer, "bos_token", None)
+    if begin and text.startswith(begin) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        text = text.removeprefix(begin)
+    return text
+
+
+def _knows_system(tokenizer: Any) -> bool:
+    """Whether the template takes a system message; some raise, by their own words."""
+    from jinja2.exceptions import TemplateError
+
+    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    try:
+        tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return False
+    return True

@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 from helpers.models import TINY
-from helpers.prompt import render_prompt
+from helpers.prompt import render, render_prompt
 
+WINDOW_SCORES = 2**24  # log-probabilities of one window, at most: a larger vocabulary gets shorter windows
 SYSTEM = {"role": "system", "content": "You are a friendly chatbot."}
 
 
@@ -46,10 +47,12 @@ def generate_answers(model: Any, tokenizer: Any, prompts: list[str], max_new_tok
     return [answer.strip() for answer in answers]
 
 
-def held_out_windows(tokenizer: Any, count: int = 16, length: int = 256) -> list[list[int]]:
+def held_out_windows(tokenizer: Any, count: int = 16, length: int | None = None, chat: bool = True) -> list[list[int]]:
     """The held-out text as ``count`` lists of ``length`` token ids, each begun by the beginning-of-sequence id.
 
-    The text is the exam's questions with their right answers, as one long chat in the tokenizer's template.
+    The text is the exam's questions with their right answers, as one long chat in the tokenizer's template (or, with
+    ``chat=False``, as plain text). A window has 256 tokens; with a very large vocabulary 128 or 64, since the
+    log-probabilities of all tokens are kept for each place.
 
     Raises:
         ValueError: the text is too short for that many windows.
@@ -57,9 +60,12 @@ def held_out_windows(tokenizer: Any, count: int = 16, length: int = 256) -> list
     turns = []
     for row in exam_questions():
         turns += [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    text = render(tokenizer, turns, chat)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if length is None:
+        length = next((n for n in (256, 128) if n * len(tokenizer) <= WINDOW_SCORES), 64)
+    # a text alone gets what the tokenizer puts before it: the beginning-of-sequence id, or nothing
+    first = tokenizer("a")["input_ids"][:1] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
     step = length - len(first)
     if len(ids) < count * step:
         raise ValueError(f"The held-out text has {len(ids)} tokens; {count} windows of {length} need {count * step}.")

@@ -43,6 +43,7 @@ FIELDS = {
     "exam_answers": list,  # the answers to the held-out questions; empty for models that they are not for
 }
 LESSONS = {"under-the-hood", "exercise", "check"}  # tags of the cells that come after the record, and leave it alone
+UNMEASURED = ("colab", "exercise", "guide")  # helpers that decide nothing of what a record holds
 DERIVED = ("made_from", "tokens_scored", "perplexity", "right_answers")  # added by write_record
 
 
@@ -157,7 +158,7 @@ def made_from(notebook: str, model: str) -> str:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     measuring = [c for c in cells if c["cell_type"] == "code" and not LESSONS & set(c["metadata"].get("tags", []))]
     code = ["".join(cell["source"]) for cell in measuring]
-    modules = [file for file in sorted((ROOT / "helpers").glob("*.py")) if file.stem not in ("exercise", "guide")]
+    modules = [file for file in sorted((ROOT / "helpers").glob("*.py")) if file.stem not in UNMEASURED]
     helpers = [file.read_text(encoding="utf-8") for file in modules]
     known = MODELS.get(model, {}).get("base")
     folder = pathlib.Path(known.source if known else model).expanduser()

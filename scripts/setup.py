@@ -19,8 +19,10 @@ import venv
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VENV = pathlib.Path(os.environ.get("QUANT_VENV") or ROOT / ".venv")
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+sys.path.insert(0, str(ROOT))
+from helpers.colab import VLLM  # noqa: E402
+
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-VLLM = "vllm==0.32.0"
 
 
 def pip(*arguments: str, may_fail: bool = False) -> bool:

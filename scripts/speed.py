@@ -1,11 +1,12 @@
 """Speed at a size where it means something, in every format that this machine can run.
 
-    python scripts/speed.py [--formats bf16 nf4 ...] [--layers N]
+    python scripts/speed.py [--formats bf16 nf4 ...] [--layers N] [--out FILE [--add]]
 
 Makes a model of a real shape with random weights (speed does not depend on their values), in each format,
 runs each one in a process of its own, and writes speed-<device>.json into the folder of artifacts, where
 07_comparison finds it. Without a GPU the shape is TinyLlama's (1.1 billion parameters), with one it is Zephyr's own
-(7.2 billion). What we commit is made with --out benchmarks/speed-<device>.json.
+(7.2 billion). What we commit is made with --out benchmarks/speed-<device>.json; --add keeps the formats that the file
+has and that are not measured now.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ FORMATS = {  # name -> (runtime, the package that it needs)
     "bf16-vllm": ("vLLM", "vllm"),
     "awq": ("vLLM", "vllm"),
 }
-SIZES = {"cpu": (256, 4), "cuda": (512, 8)}  # tokens of the prompt, and the batch beside batch 1
+SIZES = {"cpu": (256, 4), "cuda": (512, 16)}  # tokens of the prompt, and the batch beside batch 1
 NEW, KEPT_BEFORE = 64, 128  # tokens out, and tokens in the cache when decoding starts
 
 
@@ -102,6 +103,13 @@ def machine() -> dict:
         facts["gpu"] = torch.cuda.get_device_name()
         facts["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
     return facts
+
+
+def free_on_gpu() -> int:
+    """Bytes free on the GPU, for the runtimes that torch's allocator knows nothing of; 0 without one."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if device() == "cuda" else 0
 
 
 def sizes() -> tuple[int, int]:
@@ -184,27 +192,37 @@ def make_gguf(kind: str, base: pathlib.Path, scratch: pathlib.Path, target: path
 
 
 # --- what is measured, for each runtime --------------------------------------------------
-# Each function returns (seconds to load, bytes of weights read for a token, prefill, decode),
-# where prefill(batch) and decode(batch) do the work and return tokens a second.
+# Each function returns (seconds to load, bytes of weights read for a token, prefill, decode, facts, close).
+# prefill(batch) and decode(batch) do the work and return tokens a second. The facts, and those that close() finds
+# when it frees the model, go into the row as they are.
 
 
 def run_transformers(source: pathlib.Path, kind: str):
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from helpers import tensor_bytes
+    from helpers import clear_cache, quiet, tensor_bytes
 
-    settings = {}
+    cuda, settings = device() == "cuda", {}
     if kind == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )  # fmt: skip
+    held_before = torch.cuda.memory_allocated() if cuda else 0
     start = time.perf_counter()
-    where = "auto" if device() == "cuda" else "cpu"
+    where = "auto" if cuda else "cpu"
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, device_map=where, **settings)
     seconds = time.perf_counter() - start
     read = tensor_bytes(model) - tensor_bytes(model.get_input_embeddings())
+    held = torch.cuda.memory_allocated() - held_before if cuda else tensor_bytes(model)
+    linear = [module for module in model.modules() if "Linear" in type(module).__name__]
+    facts = {"allocated_bytes": held, "kernel": sorted({type(module).__name__ for module in linear})}
+    if kind == "nf4":
+        packed = torch.nn.ModuleList(module for module in linear if type(module).__name__ == "Linear4bit")
+        facts["layer_bits"] = 8 * tensor_bytes(packed) / sum(m.in_features * m.out_features for m in packed)
+        del packed
+    del linear  # or close() could not free them
 
     def ids(batch: int, length: int):
         return torch.randint(3, 2000, (batch, length), device=model.device)
@@ -229,7 +247,17 @@ def run_transformers(source: pathlib.Path, kind: str):
         generate(2)
         return batch * NEW / (timed(lambda: generate(NEW + 1)) - timed(lambda: generate(1)))
 
-    return seconds, read, prefill, decode
+    def close() -> dict:
+        nonlocal model
+        del model  # for the functions above too
+        if not cuda:
+            return {}
+        peak = torch.cuda.max_memory_allocated()
+        with quiet():
+            clear_cache()
+        return {"peak_bytes": peak, "left_share": (torch.cuda.memory_allocated() - held_before) / held}
+
+    return seconds, read, prefill, decode, facts, close
 
 
 def run_llama_cpp(source: pathlib.Path, kind: str):
@@ -243,6 +271,7 @@ def run_llama_cpp(source: pathlib.Path, kind: str):
     run_llama_cpp.log = llama_cpp.llama_log_callback(silent)  # kept alive
     llama_cpp.llama_log_set(run_llama_cpp.log, None)
     llama_cpp.llama_backend_init()
+    free_before = free_on_gpu()
     start = time.perf_counter()
     settings = llama_cpp.llama_model_default_params()
     settings.n_gpu_layers = 999 if llama_cpp.llama_supports_gpu_offload() else 0
@@ -292,21 +321,40 @@ def run_llama_cpp(source: pathlib.Path, kind: str):
 
         return batch * NEW / timed(steps)
 
-    return seconds, read, prefill, decode
+    def close() -> dict:
+        return {"peak_bytes": free_before - free_on_gpu()} if device() == "cuda" else {}  # it frees nothing before
+
+    facts = {"allocated_bytes": llama_cpp.llama_model_size(model)}  # the weights; its buffers count in the peak
+    return seconds, read, prefill, decode, facts, close
+
+
+class Worker:
+    """What we ask of vLLM's worker process."""
+
+    def weights_and_kernels(self) -> tuple[int, list[str]]:
+        model = self.model_runner.get_model()
+        size = sum({t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}.values())
+        layers = [m for m in model.modules() if hasattr(m, "quant_method") and "Linear" in type(m).__name__]
+        kernels = {type(getattr(m.quant_method, "kernel", m.quant_method)).__name__ for m in layers}
+        return size, sorted(kernels)
 
 
 def run_vllm(source: pathlib.Path, kind: str):
+    import torch
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
     from helpers import disk_bytes
 
+    settings = {"enforce_eager": device() == "cpu", "worker_extension_cls": "speed.Worker"}
+    if device() == "cuda":
+        settings["gpu_memory_utilization"] = 0.85 * free_on_gpu() / torch.cuda.mem_get_info()[1]
     start = time.perf_counter()
-    eager = device() == "cpu"
-    llm = LLM(str(source), dtype="bfloat16", max_model_len=1024, enforce_eager=eager, enable_prefix_caching=False)
+    llm = LLM(str(source), dtype="bfloat16", max_model_len=1024, enable_prefix_caching=False, **settings)
     seconds = time.perf_counter() - start
-    settings = json.loads((source / "config.json").read_text())
-    read = disk_bytes(source, "*.safetensors") - 2 * settings["vocab_size"] * settings["hidden_size"]
+    config = json.loads((source / "config.json").read_text())
+    read = disk_bytes(source, "*.safetensors") - 2 * config["vocab_size"] * config["hidden_size"]
+    held, kernels = llm.collective_rpc("weights_and_kernels")[0]
 
     def generate(batch: int, length: int, count: int) -> float:
         prompts = [TokensPrompt(prompt_token_ids=[3 + (7 * i + s) % 1999 for i in range(length)]) for s in range(batch)]
@@ -323,8 +371,14 @@ def run_vllm(source: pathlib.Path, kind: str):
         generate(batch, KEPT_BEFORE, 2)
         return batch * NEW / (generate(batch, KEPT_BEFORE, NEW + 1) - generate(batch, KEPT_BEFORE, 1))
 
-    run_vllm.close = llm.llm_engine.engine_core.shutdown
-    return seconds, read, prefill, decode
+    def close() -> dict:
+        llm.llm_engine.engine_core.shutdown()
+        return {}  # no peak: vLLM takes the share of the memory that it is given, and fills it with its cache
+
+    facts = {"kernel": kernels}
+    if device() == "cuda":  # on a processor, oneDNN keeps weights where no module shows them
+        facts["allocated_bytes"] = held
+    return seconds, read, prefill, decode, facts, close
 
 
 def measure(kind: str, source: pathlib.Path) -> dict:
@@ -334,22 +388,19 @@ def measure(kind: str, source: pathlib.Path) -> dict:
     from helpers import disk_bytes
 
     before = bandwidth()
-    if cuda := torch.cuda.is_available():
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     runtime = FORMATS[kind][0]
     run = {"llama.cpp": run_llama_cpp, "vLLM": run_vllm}.get(runtime, run_transformers)
-    seconds, read, prefill, decode = run(source, kind)
+    seconds, read, prefill, decode, facts, close = run(source, kind)
     row = {
         "format": kind, "runtime": runtime, "disk_bytes": disk_bytes(source, "*.safetensors"),
         "bytes_per_token": read, "load_seconds": seconds,
         "prefill_1": prefill(1), "prefill_batch": prefill(sizes()[1]),
         "decode_1": max(decode(1), decode(1)), "decode_batch": decode(sizes()[1]),
-    }  # fmt: skip
-    if runtime == "vLLM":
-        run_vllm.close()
-    elif cuda and runtime != "llama.cpp":
-        row["peak_bytes"] = torch.cuda.max_memory_allocated()
+    } | facts  # fmt: skip
+    row |= close()
     row["bandwidth"] = max(before, bandwidth())  # other programs take their share: the best reading counts
     return row
 
@@ -395,11 +446,50 @@ def place(scratch: pathlib.Path, kind: str) -> pathlib.Path:
     return scratch / (kind if kind in ("gptq", "awq") else "base")
 
 
+def result_of(rows: list[dict], left_out: dict[str, str], asked: list[str], layers: int) -> dict:
+    packages = ["torch", "transformers", *sorted({FORMATS[row["format"]][1] for row in rows})]
+    rows = sorted(rows, key=lambda row: list(FORMATS).index(row["format"]))
+    return {
+        "made_by": "scripts/speed.py", "date": datetime.date.today().isoformat(), "machine": machine(),
+        "shape": SHAPES[device()] | {"num_hidden_layers": layers}, "random_weights": True,
+        "repeated_block": [row["format"] for row in rows if row["format"] in ("gptq", "awq")],
+        "prompt_tokens": sizes()[0], "new_tokens": NEW, "batch": sizes()[1],
+        "cached_before_decoding": KEPT_BEFORE,
+        "bandwidth": max((row["bandwidth"] for row in rows), default=0), "left_out": left_out,
+        "not_asked_for": [kind for kind in FORMATS if kind not in asked],
+        "versions": [installed(package) for package in dict.fromkeys(packages)], "rows": rows,
+    }  # fmt: skip
+
+
+def added_to(old: dict, new: dict) -> dict:
+    """``new``, and the formats that only ``old`` has; both must be of one machine, one shape and one batch."""
+
+    def measured_with(result: dict) -> list:
+        by = result["machine"]
+        sizes = [result[key] for key in ("shape", "prompt_tokens", "new_tokens", "batch", "cached_before_decoding")]
+        return [by["processor"], by.get("gpu"), *sizes]
+
+    if measured_with(old) != measured_with(new):
+        raise SystemExit("The file is of another machine, shape or batch: without --add it is written anew.")
+    measured = {row["format"] for row in new["rows"]}
+    rows = [*new["rows"], *(row for row in old["rows"] if row["format"] not in measured)]
+    rows.sort(key=lambda row: list(FORMATS).index(row["format"]))
+    there = [row["format"] for row in rows]
+    left_out = {kind: why for kind, why in (old["left_out"] | new["left_out"]).items() if kind not in there}
+    return new | {
+        "repeated_block": [kind for kind in there if kind in ("gptq", "awq")],
+        "bandwidth": max(old["bandwidth"], new["bandwidth"]), "left_out": left_out,
+        "not_asked_for": [kind for kind in FORMATS if kind not in there and kind not in left_out],
+        "versions": list(dict.fromkeys(old["versions"] + new["versions"])), "rows": rows,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS), metavar="FORMAT")
     parser.add_argument("--layers", type=int, help="fewer layers of the same width, for a quick look")
     parser.add_argument("--out", type=pathlib.Path, help="the file to write")
+    parser.add_argument("--add", action="store_true", help="keep the other formats that the file has")
     for hidden in ("--scratch", "--one", "--step"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -417,15 +507,22 @@ def main() -> None:
 
     from helpers.artifacts import artifacts_folder
 
-    out = given.out.resolve() if given.out else None
-    (out.parent if out else artifacts_folder()).mkdir(parents=True, exist_ok=True)  # fails now, not at the end
-    shape = SHAPES[device()]
-    layers = given.layers or shape["num_hidden_layers"]
     facts = machine()
+    name = facts.get("gpu", "cpu").lower().replace("nvidia", "").strip().replace(" ", "-")
+    out = given.out.resolve() if given.out else artifacts_folder() / f"speed-{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)  # fails now, not at the end
+    layers = given.layers or SHAPES[device()]["num_hidden_layers"]
     rows, left_out = [], {}
+    old = json.loads(out.read_text(encoding="utf-8")) if given.add and out.is_file() else None
+
+    def result() -> dict:
+        new = result_of(rows, left_out, given.formats, layers)
+        return added_to(old, new) if old else new
+
+    result()  # what does not go together fails now, too
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
-        print(f"making the base model: {layers} layers of width {shape['hidden_size']}", flush=True)
+        print(f"making the base model: {layers} layers of width {SHAPES[device()]['hidden_size']}", flush=True)
         step(scratch, "base", layers)  # in a process of its own too, so that no memory stays taken
         for number, kind in enumerate(given.formats, 1):
             runtime, package = FORMATS[kind]
@@ -437,26 +534,15 @@ def main() -> None:
                     rows.append(step(scratch, kind, layers))
                     limit = max(row["bandwidth"] for row in rows) / rows[-1]["bytes_per_token"]
                     print(f"      decode {rows[-1]['decode_1']:.1f} tokens/s of at most {limit:.1f}", flush=True)
+                    # after each format, so that a run that is cut short keeps what it has
+                    out.write_text(json.dumps(result(), indent=1) + "\n", encoding="utf-8")
                 except RuntimeError as error:
                     left_out[kind] = str(error).splitlines()[-1][:300]
             if kind in left_out:
                 print(f"      left out: {left_out[kind]}", flush=True)
     if not rows:
         raise SystemExit("No format could be run.")
-    packages = ["torch", "transformers", *sorted({FORMATS[row["format"]][1] for row in rows})]
-    result = {
-        "made_by": "scripts/speed.py", "date": datetime.date.today().isoformat(), "machine": facts,
-        "shape": shape | {"num_hidden_layers": layers}, "random_weights": True,
-        "repeated_block": [row["format"] for row in rows if row["format"] in ("gptq", "awq")],
-        "prompt_tokens": sizes()[0], "new_tokens": NEW, "batch": sizes()[1],
-        "cached_before_decoding": KEPT_BEFORE,
-        "bandwidth": max(row["bandwidth"] for row in rows), "left_out": left_out,
-        "not_asked_for": [kind for kind in FORMATS if kind not in given.formats],
-        "versions": [installed(package) for package in dict.fromkeys(packages)], "rows": rows,
-    }  # fmt: skip
-    name = facts.get("gpu", "cpu").lower().replace("nvidia", "").strip().replace(" ", "-")
-    out = out or artifacts_folder() / f"speed-{name}.json"
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(result(), indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {out}")
 
 

@@ -18,6 +18,7 @@ from conftest import ROOT
 import helpers
 from helpers import artifacts as artifacts_module
 from helpers import fit
+from helpers.machine import Gpu, Machine
 from helpers.models import TINY
 from helpers.quality import right_answers
 from helpers.record import read_record, read_scores, record_path, why_stale
@@ -99,19 +100,29 @@ def test_an_unreachable_hub_answers_soon():
     assert "the hub cannot be reached" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("file", "gigabytes", "error", "sentence"),
-    [("model.safetensors", 5, OSError, "download of 5.0 GB"), ("model.bin", 1, ValueError, "no pickled weights")],
-)
-def test_a_hub_model_is_looked_at_before_the_download(monkeypatch, file, gigabytes, error, sentence):
-    """The hub's answer is made up here, because no test may reach it; the checks on it are real."""
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub's answer is made up here, because no test may reach it; what is done with it is real."""
     import huggingface_hub
 
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=file, size=gigabytes * 10**9)])
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: info)
-    monkeypatch.setattr("helpers.models._free_in_hub_cache", lambda: 2 * 10**9)
-    with pytest.raises(error, match=sentence):
+    def answers(**sizes):
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        files = [SimpleNamespace(rfilename=name.replace("__", "."), size=size) for name, size in sizes.items()]
+        info = SimpleNamespace(siblings=files, sha="0123456789abcdef")
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: info)
+
+    return answers
+
+
+def test_a_hub_model_comes_with_its_commit_and_its_bytes(hub):
+    hub(model__safetensors=5 * 10**9, README__md=1000)
+    found = helpers.resolve_model("some/model")
+    assert found.download == 5 * 10**9 and found.revision == "0123456789abcdef" and not found.is_local
+
+
+def test_a_hub_model_of_pickled_weights_is_refused(hub):
+    hub(model__bin=10**9)
+    with pytest.raises(ValueError, match="no pickled weights"):
         helpers.resolve_model("some/model")
 
 
@@ -482,17 +493,42 @@ def gguf_tensors(path):
     return GGUFReader(path).tensors
 
 
-def test_a_model_that_does_not_fit_is_told_what_would(zephyr, monkeypatch, capsys):
-    monkeypatch.setattr(fit, "free_memory", lambda gpu=True: (fit.CARDS["RTX 3060"], "NVIDIA GeForce RTX 3060"))
-    with pytest.raises(MemoryError, match="In 16-bit this model needs 15.6 GB, .* has 12.9 GB free.*NF4") as caught:
-        helpers.require_memory(zephyr, "16-bit")
-    assert "F16" not in str(caught.value) and "Q8_0" in str(caught.value)
+def test_a_model_that_does_not_fit_is_told_what_would(zephyr, capsys):
+    card = Gpu("NVIDIA GeForce RTX 3060", (8, 6), fit.CARDS["RTX 3060"], fit.CARDS["RTX 3060"])
+    this = Machine(4, "AVX2", 5 * 10**9, 3 * 10**9, 10**12, (card,))
+    with pytest.raises(MemoryError, match="In 16-bit this model needs 15.6 GB, and 12.9 GB are free.*NF4") as caught:
+        fit.preflight(this, zephyr, "16-bit")
+    assert "03_nf4" in str(caught.value) and "Q2_K" not in str(caught.value), "llama.cpp would run in 3 GB of memory"
     assert "does NOT fit" in capsys.readouterr().out
-    assert helpers.require_memory(zephyr, "NF4").fits
+    assert fit.preflight(this, zephyr, "NF4").fits
     assert "it fits" in capsys.readouterr().out
-    monkeypatch.setattr(fit, "free_memory", lambda gpu=True: (2 * 10**9, "this machine"))
+    bare = Machine(4, "AVX2", 5 * 10**9, 2 * 10**9, 10**12)
     with pytest.raises(MemoryError, match="No format of this series would fit"):
-        helpers.require_memory(zephyr, "Q4_K_M")
+        fit.preflight(bare, zephyr, "Q4_K_M")
+
+
+def test_group_sizes_follow_the_widths(capsys):
+    from transformers import MistralConfig
+
+    def config(width, inner):
+        return MistralConfig(hidden_size=width, intermediate_size=inner, num_hidden_layers=1, num_attention_heads=4,
+                             num_key_value_heads=4, vocab_size=64)  # fmt: skip
+
+    assert fit.fitting_group(config(256, 512), 128) == 128 and not capsys.readouterr().out
+    assert fit.fitting_group(config(192, 512), 128) == 64
+    assert "taking groups of 64" in capsys.readouterr().out
+    assert fit.fitting_group(config(256, 480), 64) == 32
+    with pytest.raises(ValueError, match=r"Groups of 32 weights do not divide .*\[100, 200\]"):
+        fit.fitting_group(config(100, 200), 128)
+    with pytest.raises(ValueError, match="it is 48"):
+        fit.fitting_group(config(256, 512), 48)
+
+
+def test_blocks_that_are_built_otherwise_are_refused():
+    from transformers import GPT2Config
+
+    with pytest.raises(ValueError, match="those of 'gpt2' are not"):
+        fit.block_linears(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64))
 
 
 # --- record ------------------------------------------------------------------------------

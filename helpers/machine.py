@@ -1,0 +1,148 @@
+"""What this machine has, and what follows from it: one place for every choice that the hardware makes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+BFLOAT16 = (8, 0)  # the compute capability from which a GPU computes in bfloat16
+MARLIN = (7, 5)  # and from which gptqmodel and vLLM have their fused 4-bit kernel (their own source says so)
+VLLM_SHARE = 0.85  # of a GPU's free memory: the rest is for what vLLM's estimate leaves out
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its compute capability, and its memory in bytes."""
+
+    name: str
+    capability: tuple[int, int]
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts that decide how a model is loaded here.
+
+    Attributes:
+        cores: physical cores of the processor.
+        width: its vector instructions, as torch names them: 'AVX2', 'AVX512', ...
+        total, free: bytes of memory.
+        disk: bytes free where downloads and artifacts go; the smaller of the two.
+    """
+
+    cores: int
+    width: str
+    total: int
+    free: int
+    disk: int
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def gpu(self) -> Gpu | None:
+        return self.gpus[0] if self.gpus else None
+
+    @property
+    def dtype(self) -> str:
+        """The 16-bit type to compute in: 'float16' on a GPU that has no bfloat16, else 'bfloat16'."""
+        return "float16" if self.gpu and self.gpu.capability < BFLOAT16 else "bfloat16"
+
+    @property
+    def why_dtype(self) -> str:
+        if not self.gpu:
+            return "bfloat16: the type that models are trained in, and processors convert it on the fly"
+        if self.gpu.capability < BFLOAT16:
+            return "float16: a GPU below compute capability 8.0 has no bfloat16 arithmetic"
+        return "bfloat16: the type that models are trained in; this GPU computes in it"
+
+    @property
+    def has_int4_kernel(self) -> bool:
+        """Whether vLLM has a kernel for 4-bit weights here: on a GPU, or on a processor with AVX-512."""
+        return bool(self.gpu) or self.width == "AVX512"
+
+    def kernel(self, kind: str) -> str:
+        """Which code will multiply weights of the format ``kind`` here, and why."""
+        if kind in ("GPTQ", "AWQ"):
+            if self.gpu and self.gpu.capability >= MARLIN:
+                return "Marlin, which multiplies straight from the packed integers (from compute capability 7.5)"
+            if self.gpu:
+                return "one that unpacks the integers first: Marlin needs compute capability 7.5"
+            if kind == "GPTQ":
+                return "gptqmodel's in PyTorch, which unpacks the integers first: the fused ones are for GPUs"
+            return "vLLM's for AVX-512" if self.has_int4_kernel else "none in vLLM: this processor has no AVX-512"
+        if kind == "NF4":
+            return "bitsandbytes' own, for the " + ("GPU" if self.gpu else "processor")
+        return "torch's matrix product" if kind == "16-bit" else "llama.cpp's own"
+
+    def vllm_share(self) -> float:
+        """``gpu_memory_utilization``: vLLM's share of *all* the GPU's memory, taken from what is free now."""
+        return round(VLLM_SHARE * self.gpu.free / self.gpu.total, 3)
+
+    def max_memory(self) -> dict[int | str, int] | None:
+        """Bytes that each device may take of a model that transformers spreads; None without a GPU."""
+        from helpers.fit import OVERHEAD
+
+        if not self.gpus:
+            return None
+        return {index: max(0, gpu.free - OVERHEAD) for index, gpu in enumerate(self.gpus)} | {"cpu": self.free}
+
+    def gpu_layers(self, config: Any, kind: str, context: int, supported: bool) -> tuple[int, str]:
+        """How many blocks llama.cpp is to put on the GPU (-1: the whole model), and why.
+
+        Args:
+            kind: the GGUF type, such as 'Q4_K_M'.
+            supported: whether this build of llama.cpp knows GPUs.
+        """
+        from helpers.fit import OVERHEAD, cache_bytes, weight_bytes
+
+        if not self.gpu:
+            return 0, "no GPU is here"
+        if not supported:
+            return 0, "this build of llama.cpp knows no GPU; it is compiled with CMAKE_ARGS=-DGGML_CUDA=on"
+        needed = weight_bytes(config, kind) + cache_bytes(config, context)
+        room = self.gpu.free - OVERHEAD
+        if needed <= room:
+            return -1, f"the whole model fits on {self.gpu.name}"
+        count = max(0, int(room / needed * config.num_hidden_layers))
+        return count, f"{count} of {config.num_hidden_layers} blocks fit on {self.gpu.name}"
+
+    def __str__(self) -> str:
+        lines = [
+            f"{gpu.name} (compute capability {gpu.capability[0]}.{gpu.capability[1]}): "
+            f"{gb(gpu.free)} of {gb(gpu.total)} free"
+            for gpu in self.gpus
+        ]
+        cores = f"{self.cores} core{'s' if self.cores > 1 else ''}, {self.width.replace('AVX512', 'AVX-512')}"
+        lines.append(f"{cores}: {gb(self.free)} of {gb(self.total)} of memory free, {gb(self.disk)} of disk")
+        return "\n".join([*lines, self.why_dtype])
+
+
+def this_machine() -> Machine:
+    """The facts of the machine that this runs on."""
+    import psutil
+    import torch
+
+    from helpers.artifacts import artifacts_folder
+    from helpers.models import hub_cache
+
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        capability = torch.cuda.get_device_capability(index)
+        gpus.append(Gpu(torch.cuda.get_device_name(index), capability, total, free))
+    memory = psutil.virtual_memory()
+    return Machine(
+        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        width=torch.backends.cpu.get_cpu_capability(),
+        total=memory.total,
+        free=memory.available,
+        disk=min(shutil.disk_usage(place).free for place in (artifacts_folder(), hub_cache())),
+        gpus=tuple(gpus),
+    )
+
+
+def gb(size: float) -> str:
+    """Bytes in GB (10^9), or in MB below a tenth of that."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,92 @@
+"""Small models of other architectures, with random weights, made on the spot: what they say is noise, how they are
+built is real."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def turns(each: str, last: str) -> str:
+    return f"{{% for m in messages %}}{each}{{% endfor %}}{{% if add_generation_prompt %}}{last}{{% endif %}}"
+
+
+# Templates in the manner of each family, in our own words.
+TEMPLATES = {
+    # writes the beginning-of-sequence token itself, which the tokenizer would add once more
+    "llama": "{{ bos_token }}" + turns("[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}", "[assistant] "),
+    "qwen2": turns("<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n", "<|im_start|>assistant\n"),
+    # knows no system message
+    "gemma": "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    + turns("<turn>{{ m['role'] }}\n{{ m['content'] }}</turn>\n", "<turn>model\n"),
+    "phi3": turns("<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n", "<|assistant|>\n"),
+}
+# The widths: 192 has groups of 64 and no super-blocks; the others are as large as they must be.
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": dict(hidden_size=192, intermediate_size=448, num_attention_heads=6, num_key_value_heads=2),
+    "qwen2": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
+                  tie_word_embeddings=True),
+    "gemma": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=1, head_dim=64),
+    "phi3": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=4),
+}  # fmt: skip
+
+
+def byte_level_tokenizer() -> Any:
+    """Qwen's byte-level BPE, read out of the vocabulary that llama.cpp's sources carry."""
+    from gguf import GGUFReader
+    from transformers import Qwen2Tokenizer
+
+    from helpers import llama_cpp_converter
+
+    reader = GGUFReader(llama_cpp_converter().parent / "models" / "ggml-vocab-qwen2.gguf")
+    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
+    kinds = reader.get_field("tokenizer.ggml.token_type").contents()
+    merges = [tuple(pair.split(" ")) for pair in reader.get_field("tokenizer.ggml.merges").contents()]
+    vocabulary = {token: number for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == 1}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]})
+    return tokenizer
+
+
+def make_model(kind: str, folder: pathlib.Path, template: bool = True, **changed: Any) -> pathlib.Path:
+    """A model of two blocks of the architecture ``kind`` in ``folder``, with a tokenizer and a chat template.
+
+    Args:
+        template: False for a base model.
+        changed: fields of the configuration that differ from ``SHAPES``.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder.mkdir(parents=True)
+    if kind == "qwen2":
+        tokenizer = byte_level_tokenizer()
+    else:
+        for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+            shutil.copy(ROOT / "models" / "tiny-zephyr" / file, folder)
+        if kind == "gemma":  # whose tokenizer puts no space before the text, and llama.cpp knows that
+            file = folder / "tokenizer.json"
+            content = json.loads(file.read_text(encoding="utf-8"))
+            parts = content["normalizer"]["normalizers"]
+            content["normalizer"]["normalizers"] = [part for part in parts if part["type"] != "Prepend"]
+            file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATES[kind] if template else None
+    settings = dict(
+        num_hidden_layers=2, vocab_size=len(tokenizer), max_position_embeddings=1024, dtype="bfloat16",
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    config = AutoConfig.for_model(kind, **settings | SHAPES[kind] | changed)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():  # larger than at the start of a training, so that answers differ from token to token
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "embed" not in name:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
