@@ -12,6 +12,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VLLM = "vllm==0.32.0"
 VLLM_CUDA = (13, 0)  # the index's wheel is built for this CUDA, and needs a driver that supports it
+TOOLS = {"pip", "setuptools", "wheel"}  # may change without a restart: no notebook uses them
 OTHER_TORCH = ("torchvision", "torchaudio", "torchcodec")  # built for one torch; beside another, transformers breaks
 
 
@@ -112,7 +113,7 @@ def _loaded() -> dict[str, str | None]:
     """The versions of the packages whose modules this session has already imported."""
     owners = importlib.metadata.packages_distributions()
     names = {name.partition(".")[0] for name in sys.modules}
-    return {package: _version(package) for name in names for package in owners.get(name, ())}
+    return {package: _version(package) for name in names for package in owners.get(name, ()) if package not in TOOLS}
 
 
 def _version(package: str) -> str | None:

@@ -19,7 +19,7 @@ def quiet() -> Iterator[None]:
     """Hold back what libraries print, in Python and in C; on an error all of it is shown.
 
     For steps that are known to chatter (progress tables, load reports). Errors pass unchanged, and
-    Python warnings stay visible, but for deprecations and tqdm's wish for widgets.
+    Python warnings stay visible, but for deprecations, remarks on a library's syntax, and tqdm's wish for widgets.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
                 with warnings.catch_warnings(record=True) as caught:
                     yield
             for warning in caught:
-                harmless = issubclass(warning.category, (DeprecationWarning, FutureWarning))
+                harmless = issubclass(warning.category, (DeprecationWarning, FutureWarning, SyntaxWarning))
                 if not harmless and warning.category.__name__ != "TqdmWarning":
                     warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         except BaseException:

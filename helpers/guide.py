@@ -60,15 +60,15 @@ def decision_table(quality: dict[str, dict[str, float]], folder: str = "notebook
         return speed_of(benchmark, kind, measure) / speed_of(benchmark, "bf16", measure)
 
     # The sentences below hold only as long as these do.
-    assert 0.8 < pace(gpu, "nf4") < 1.2 and pace(cpu, "awq", "decode_batch") < 1
-    assert min(pace(cpu, "Q4_K_M"), pace(gpu, "Q4_K_M")) > 2
+    assert 0.8 < pace(gpu, "nf4") < 1.3 and pace(cpu, "awq", "decode_batch") < 1
+    assert min(pace(cpu, "Q4_K_M"), pace(gpu, "Q4_K_M"), pace(gpu, "awq")) > 2
     rows = [
         ("memory for two bytes a weight", "lose nothing", "the 16-bit pipeline", "01_baseline",
          f"{right('16-bit')} right answers, which the others are held against; {size('16-bit')}"),
         ("several devices, or a disk and patience", "run a model that is too large", "sharding", "02_sharding",
          f"the same weights in pieces, the same answers ({right('16-bit, sharded')})"),
         ("one GPU", "try a model now, or fine-tune it", "NF4", "03_nf4",
-         f"no preparation; {right('NF4')}; {size('NF4')}. It saves memory, not time: on an H100 it decodes at "
+         f"no preparation; {right('NF4')}; {size('NF4')}. It saves memory more than time: on an H100 it decodes at "
          f"{pace(gpu, 'nf4'):.1f} times the pace of the 16-bit pipeline"),
         ("one GPU", "quantize once, and stay with transformers or vLLM", "GPTQ, 4 bits", "04_gptq",
          f"a small checkpoint that both load; {right('GPTQ 4-bit')}; {size('GPTQ')}; needs calibration text"),
@@ -76,9 +76,9 @@ def decision_table(quality: dict[str, dict[str, float]], folder: str = "notebook
          f"{right('GGUF Q4_K_M')}; {size('Q4_K_M')}; decodes at about {pace(cpu, 'Q4_K_M'):.0f} times the pace of the "
          f"16-bit pipeline on a processor, and {pace(gpu, 'Q4_K_M'):.0f} times on an H100"),
         ("a server with a GPU", "answer many at once", "AWQ in vLLM", "06_awq",
-         f"{right('AWQ 4-bit')}; {size('AWQ')}; made for it, but its speed on a GPU is not measured here yet. Not "
-         f"for a processor: {cpu['batch']} answers at once go at {pace(cpu, 'awq', 'decode_batch'):.1f} times the "
-         "pace of the pipeline"),
+         f"{right('AWQ 4-bit')}; {size('AWQ')}; on an H100 {pace(gpu, 'awq'):.0f} times the pace of the 16-bit "
+         f"pipeline for one user, {pace(gpu, 'awq', 'decode_batch'):.0f} times for {gpu['batch']} at once. Not for a "
+         f"processor: {cpu['batch']} at once go at {pace(cpu, 'awq', 'decode_batch'):.1f} times its pace"),
         ("memory for less than four bits", "run it at all", "GGUF, Q3_K_M, or a smaller model", "05_gguf",
          f"{right('GGUF Q3_K_M')}; {size('Q3_K_M')}. With Q2_K {right('GGUF Q2_K')} are left, with GPTQ in 2 bits "
          f"{right('GPTQ 2-bit')}"),

@@ -9,6 +9,7 @@ from typing import Any
 
 BFLOAT16 = (8, 0)  # the compute capability from which a GPU computes in bfloat16
 MARLIN = (7, 5)  # and from which gptqmodel and vLLM have their fused 4-bit kernel (their own source says so)
+HOPPER = (9, 0)  # where vLLM takes Machete before Marlin (seen on an H100)
 VLLM_SHARE = 0.85  # of a GPU's free memory: the rest is for what vLLM's estimate leaves out
 
 
@@ -66,7 +67,8 @@ class Machine:
         """Which code will multiply weights of the format ``kind`` here, and why."""
         if kind in ("GPTQ", "AWQ"):
             if self.gpu and self.gpu.capability >= MARLIN:
-                return "Marlin, which multiplies straight from the packed integers (from compute capability 7.5)"
+                name = "Machete or Marlin" if self.gpu.capability == HOPPER else "Marlin"
+                return f"{name}, which multiplies straight from the packed integers (from compute capability 7.5)"
             if self.gpu:
                 return "one that unpacks the integers first: Marlin needs compute capability 7.5"
             if kind == "GPTQ":

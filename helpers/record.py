@@ -153,11 +153,15 @@ def read_records(model: str = "tiny") -> list[dict[str, Any]]:
 
 
 def made_from(notebook: str, model: str) -> str:
-    """A digest of what decides a record: the notebook's code (its lessons excepted), the helpers, a local model."""
+    """A digest of what decides a record: the notebook's code, the helpers, a local model.
+
+    Its lessons and its set-up, which holds the address of the repository, are left out.
+    """
     path = ROOT / "notebooks" / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     measuring = [c for c in cells if c["cell_type"] == "code" and not LESSONS & set(c["metadata"].get("tags", []))]
-    code = ["".join(cell["source"]) for cell in measuring]
+    sources = ["".join(cell["source"]) for cell in measuring]
+    code = [source for source in sources if "from helpers.colab import install" not in source]
     modules = [file for file in sorted((ROOT / "helpers").glob("*.py")) if file.stem not in UNMEASURED]
     helpers = [file.read_text(encoding="utf-8") for file in modules]
     known = MODELS.get(model, {}).get("base")
