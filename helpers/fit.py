@@ -115,7 +115,7 @@ def fitting_group(config: Any, wanted: int) -> int:
             return size
     raise ValueError(
         f"Groups of 32 weights do not divide this model's widths {widths}, and its kernels take no smaller ones. "
-        "03_nf4.ipynb and 05_gguf.ipynb have no such limit."
+        "05_gguf.ipynb has no such limit."
     )
 
 
@@ -335,6 +335,8 @@ def _advice(machine: Machine, config: Any, missed: Fit) -> str:
         found = fit_on(machine, config, kind, overhead=overhead, where=where)
         if found.fits and kind != missed.kind and (kind != "AWQ" or machine.has_int4_kernel):
             would.append(f"{kind} ({gb(found.needed)}, {NOTEBOOKS.get(kind, '05_gguf')})")
+    if len(machine.gpus) > 1 and missed.kind == "AWQ":
+        would.append(f"AWQ cut across your {len(machine.gpus)} GPUs (GPUS = {len(machine.gpus)}, 06_awq)")
     advice = f"These would fit: {', '.join(would)}." if would else "No format of this series would fit."
     return (
         f"In {missed.kind} this model needs {gb(missed.needed)}, and {gb(missed.free)} are free {missed.place}. "

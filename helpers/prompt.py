@@ -50,7 +50,7 @@ def render(tokenizer: Any, messages: list[dict[str, str]], chat: bool, add_gener
             f"The tokenizer of {name} has no chat template: this looks like a base model. Choose a chat model (its "
             "name often ends in 'chat', 'instruct' or 'it'), or set CHAT = False for a prompt of plain text."
         )
-    if messages[0]["role"] == "system" and not _knows_system(tokenizer):
+    if messages[0]["role"] == "system" and len(messages) > 1 and not _knows_system(tokenizer):
         first, second, *rest = messages  # Gemma's way: the instruction opens the user's turn
         messages = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)

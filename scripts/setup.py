@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 VENV = pathlib.Path(os.environ.get("QUANT_VENV") or ROOT / ".venv")
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 sys.path.insert(0, str(ROOT))
-from helpers.colab import VLLM  # noqa: E402
+from helpers.colab import VLLM, install_cpu_torch  # noqa: E402
 
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
 
@@ -55,12 +55,7 @@ def install_torch() -> None:
         pip(pinned)
         return
     print("      no NVIDIA GPU: torch's CPU build", flush=True)
-    find = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{pinned}+cpu"]
-    if subprocess.run(find, capture_output=True).returncode == 0:
-        return  # the index that this machine is set up with offers it
-    pip("uv")
-    uv = [str(PYTHON), "-m", "uv", "pip", "install", "-q", "--python", str(PYTHON), "--torch-backend", "cpu", pinned]
-    if subprocess.run(uv).returncode:
+    if not install_cpu_torch(str(PYTHON), pinned):
         print("      the CPU build cannot be reached; taking the default build, which is large", flush=True)
         pip(pinned)
 

@@ -95,15 +95,16 @@ def test_a_base_model_is_refused_or_gets_plain_text(models, run):
     assert "You are a friendly chatbot.\n\nTell me a funny joke about Large Language Models." in text
 
 
-@pytest.mark.parametrize(
-    ("notebook", "reason"),
-    [("03_nf4", None), ("04_gptq", "Groups of 32 weights do not divide"), ("05_gguf", None),
-     ("06_awq", "Groups of 32 weights do not divide")],
-)  # fmt: skip
-def test_widths_that_no_group_divides(notebook, reason, models, run):
+@pytest.mark.parametrize("notebook", ["03_nf4", "04_gptq", "05_gguf", "06_awq"])
+def test_widths_that_no_group_divides(notebook, models, run):
+    from bitsandbytes.functional import has_avx512bf16
+
     odd = models("llama", hidden_size=104, intermediate_size=208, num_attention_heads=4, num_key_value_heads=4)
-    if reason is None:
+    refused = {"04_gptq": "Groups of 32 weights do not divide", "06_awq": "Groups of 32 weights do not divide"}
+    if has_avx512bf16():
+        refused["03_nf4"] = "bitsandbytes wants layers with a multiple of 32 outputs"
+    if notebook not in refused:
         run(notebook, odd)
         return
-    with pytest.raises(NotebookFailed, match=reason):
+    with pytest.raises(NotebookFailed, match=refused[notebook]):
         run(notebook, odd)

@@ -166,6 +166,27 @@ def test_a_repository_that_is_not_there_stops_the_notebook(colab, monkeypatch):
         client.execute()
 
 
+def test_an_image_without_torch_gets_the_cpu_build(image, tmp_path):
+    """vLLM's CPU build is made for one torch; the same way leads there from an image with another one."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for entry in image.iterdir():
+        if not entry.name.startswith("torch") and entry.name != "functorch":
+            (bare / entry.name).symlink_to(entry)
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    (next(environment.glob("lib/python*/site-packages")) / "image.pth").write_text(f"{bare}\n{ROOT}\n")
+    (tmp_path / "requirements.txt").write_text((ROOT / "requirements.txt").read_text().partition("transformers==")[0])
+    code = (
+        "import pathlib\nfrom helpers import colab\n"
+        f"colab.ROOT = pathlib.Path({str(tmp_path)!r})\ncolab.install('01_baseline')\nimport torch\n"
+        "print(torch.__version__, torch.version.cuda)"
+    )
+    done = subprocess.run([environment / "bin" / "python", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{importlib.metadata.version('torch')} None"
+
+
 def test_a_replaced_package_asks_for_a_restart(image, tmp_path):
     """sentencepiece in an older version, imported, and then wanted in the pinned one."""
     from helpers.colab import requirements

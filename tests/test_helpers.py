@@ -62,6 +62,40 @@ def test_a_tokenizer_without_template_is_named():
         helpers.render_prompt(SimpleNamespace(chat_template=None, name_or_path="some/base-model"))
 
 
+@pytest.fixture
+def tokenizer_with(tokenizer):
+    """A copy of ours with another template."""
+    import copy
+
+    def get(template):
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = template
+        return other
+
+    return get
+
+
+def test_a_prompt_begins_once(tokenizer_with):
+    """A template may write the beginning-of-sequence token that the tokenizer adds as well: one is enough."""
+    plain, with_bos = tokenizer_with(CHAT), tokenizer_with("{{ bos_token }}" + CHAT)
+    assert helpers.render_prompt(with_bos) == helpers.render_prompt(plain)
+    ids = with_bos(helpers.render_prompt(with_bos))["input_ids"]
+    assert ids.count(with_bos.bos_token_id) == 1 and ids[0] == with_bos.bos_token_id
+    assert all(w.count(with_bos.bos_token_id) == 1 for w in helpers.held_out_windows(with_bos))
+
+
+def test_a_template_without_a_system_role_gets_the_instruction_from_the_user(tokenizer_with):
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT
+    text = helpers.render_prompt(tokenizer_with(strict))
+    assert text.startswith("<user>You are a friendly chatbot.\n\nTell me") and "<system>" not in text
+
+
+def test_a_base_model_can_have_plain_text():
+    bare = SimpleNamespace(chat_template=None, name_or_path="some/base-model")
+    text = helpers.render_prompt(bare, chat=False)
+    assert text == "".join(message["content"] + "\n\n" for message in helpers.MESSAGES)
+
+
 # --- models ------------------------------------------------------------------------------
 
 
@@ -226,6 +260,20 @@ def test_tensor_bytes_counts_shared_storage_once():
     assert helpers.tensor_bytes(module) == 16 * 16 * 4
 
 
+def test_tensor_bytes_counts_layers_that_wait_for_the_gpu():
+    """Accelerate's offloading, with the processor in the GPU's place: the weights lie in the hooks."""
+    from accelerate import cpu_offload
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                           num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    model = MistralForCausalLM(config)
+    whole = helpers.tensor_bytes(model)
+    cpu_offload(model, execution_device="cpu")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert helpers.tensor_bytes(model) == whole
+
+
 def test_tensor_bytes_counts_nf4_constants():
     import bitsandbytes as bnb
 
@@ -354,6 +402,13 @@ def test_quiet_shows_all_on_an_error_and_keeps_warnings(capfd):
 
 
 # --- quality -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("vocabulary", "length"), [(32000, 256), (128_000, 128), (152_000, 64), (256_000, 64)])
+def test_a_large_vocabulary_gets_shorter_windows(tokenizer, vocabulary, length, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "__len__", lambda self: vocabulary)
+    windows = helpers.held_out_windows(tokenizer)
+    assert len(windows) == 16 and {len(ids) for ids in windows} == {length}
 
 
 def test_held_out_windows(tokenizer):

@@ -136,7 +136,8 @@ TERMS = {  # the heading in the glossary: how the notebooks write it
     "level": "levels?", "logits": "logits", "perplexity": "perplexity", "prefill": "prefill",
     "quantile": "quantiles?", "quantizing": "quantiz(?:es?|ing)",
     "round to nearest": "round(?:ing|s)?[ -]to[ -]nearest", "salient": "salient", "scale": "scales?",
-    "shard": "shards?", "super-block": "super-blocks?", "token": "tokens?", "weight": "weights?",
+    "shard": "shards?", "super-block": "super-blocks?",
+    "tensor parallelism": "[Tt]ensor parallelism", "token": "tokens?", "weight": "weights?",
     "zero point": "zero points?",
 }  # fmt: skip
 CODE_AND_FORMULAS = r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$"
