@@ -53,7 +53,7 @@ class Machine:
     @property
     def why_dtype(self) -> str:
         if not self.gpu:
-            return "bfloat16: the type that models are trained in, and processors convert it on the fly"
+            return "bfloat16: the type that models are trained in; a processor without it converts on the fly"
         if self.gpu.capability < BFLOAT16:
             return "float16: a GPU below compute capability 8.0 has no bfloat16 arithmetic"
         return "bfloat16: the type that models are trained in; this GPU computes in it"
