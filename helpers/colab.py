@@ -72,6 +72,8 @@ def install(notebook: str) -> None:
         print(why)
         pins |= {"torch": wanted["torch"][0]} if build == "cpu" else {"vllm": VLLM}  # which brings its own torch
     missing = {p: pin for p, pin in pins.items() if (_version(p) or "").partition("+")[0] != pin.partition("==")[2]}
+    if build == "cpu" and driver and not (_version("torch") or "").endswith("+cpu"):
+        missing["torch"] = wanted["torch"][0]  # it would find the GPU, and vLLM's CPU build would not
     if missing:
         print(f"installing {', '.join(missing.values())}", flush=True)
     for_cpu = "torch" in missing and (build == "cpu" or driver is None)
@@ -116,9 +118,19 @@ def install_cpu_torch(python: str, pin: str) -> bool:
 
 def _loaded() -> dict[str, str | None]:
     """The versions of the packages whose modules this session has already imported."""
-    owners = importlib.metadata.packages_distributions()
-    names = {name.partition(".")[0] for name in sys.modules}
-    return {package: _version(package) for name in names for package in owners.get(name, ()) if package not in TOOLS}
+    owners, found = importlib.metadata.packages_distributions(), set()
+    for name in {name.partition(".")[0] for name in sys.modules}:
+        packages = set(owners.get(name, ())) - TOOLS
+        if getattr(sys.modules.get(name), "__file__", None) is None:  # a name that several packages share: google
+            packages = {package for package in packages if _second_names(package) & sys.modules.keys()}
+        found |= packages
+    return {package: _version(package) for package in found}
+
+
+def _second_names(package: str) -> set[str]:
+    """Names such as 'google.protobuf' of a package's modules."""
+    files = importlib.metadata.files(package) or []
+    return {".".join(file.parts[:2]) for file in files if len(file.parts) > 2}
 
 
 def _version(package: str) -> str | None:

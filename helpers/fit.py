@@ -273,6 +273,8 @@ def fit_on(
             'spread' (the GPUs first, then the memory, as ``device_map="auto"`` does).
         gpus: how many share every matrix, as in tensor parallelism; the bytes are then those of one.
     """
+    if not hasattr(config, "num_hidden_layers"):
+        raise ValueError(f"This series takes models of text alone; {config.model_type!r} holds several models in one.")
     parts = weight_bytes(config, kind, bits, group_size), cache_bytes(config, context)
     if where == "memory" or not machine.gpus:
         free, place = machine.free, "in this machine's memory"
@@ -286,7 +288,7 @@ def fit_on(
         free, place = machine.gpu.free, f"on {machine.gpu.name}"
         if gpus > 1:
             parts = [ceil(part / gpus) for part in parts]
-            place = f"on each of {gpus} GPUs"
+            free, place = min(gpu.free for gpu in machine.gpus[:gpus]), f"on the fullest of {gpus} GPUs"
     return Fit(kind, *parts, overhead, free, place)
 
 
@@ -311,7 +313,7 @@ def preflight(
         size = f"{gb(checkpoint.download)} to fetch" if checkpoint.download else "already here"
         if not checkpoint.is_local:
             print(f"{checkpoint.source} at {checkpoint.revision[:12]}: {size}")
-    print(f"{found}\nkernel: {machine.kernel(kind)}")
+    print(f"{found}\nkernel: {machine.kernel(kind, settings.get('bits', 4))}")
     if download > machine.disk:
         raise OSError(
             f"This is a download of {gb(download)}, and {gb(machine.disk)} of disk are free. "
@@ -328,18 +330,19 @@ def preflight(
 
 
 def _advice(machine: Machine, config: Any, missed: Fit) -> str:
-    would = []
+    would, can_make = [], fit_on(machine, config, "16-bit").fits
     for kind in FORMATS:
         overhead = OVERHEAD_VLLM_CPU if kind == "AWQ" and not machine.gpus else OVERHEAD
         where = "memory" if kind in GGUF_TYPES else "gpu"
         found = fit_on(machine, config, kind, overhead=overhead, where=where)
         if found.fits and kind != missed.kind and (kind != "AWQ" or machine.has_int4_kernel):
-            would.append(f"{kind} ({gb(found.needed)}, {NOTEBOOKS.get(kind, '05_gguf')})")
-    if len(machine.gpus) > 1 and missed.kind == "AWQ":
-        would.append(f"AWQ cut across your {len(machine.gpus)} GPUs (GPUS = {len(machine.gpus)}, 06_awq)")
+            published = "" if can_make or kind not in ("GPTQ", "AWQ") else ", if published"
+            would.append(f"{kind} ({gb(found.needed)}, {NOTEBOOKS.get(kind, '05_gguf')}{published})")
+    count = len(machine.gpus)
+    if count > 1 and missed.kind == "AWQ" and fit_on(machine, config, "AWQ", gpus=count).needed < missed.free:
+        would.append(f"AWQ cut across your {count} GPUs (GPUS = {count}, 06_awq)")
     advice = f"These would fit: {', '.join(would)}." if would else "No format of this series would fit."
     return (
         f"In {missed.kind} this model needs {gb(missed.needed)}, and {gb(missed.free)} are free {missed.place}. "
-        f"{advice} "
-        "A shorter context takes less cache; 02_sharding.ipynb shows how to leave layers in memory or on the disk."
+        f"{advice} Part of a model can also wait in memory or on the disk: 02_sharding.ipynb shows how."
     )

@@ -63,9 +63,11 @@ class Machine:
         """Whether vLLM has a kernel for 4-bit weights here: on a GPU, or on a processor with AVX-512."""
         return bool(self.gpu) or self.width == "AVX512"
 
-    def kernel(self, kind: str) -> str:
+    def kernel(self, kind: str, bits: int = 4) -> str:
         """Which code will multiply weights of the format ``kind`` here, and why."""
         if kind in ("GPTQ", "AWQ"):
+            if self.gpu and bits not in (4, 8):
+                return f"one that unpacks the integers first: Marlin takes 4 and 8 bits, not {bits}"
             if self.gpu and self.gpu.capability >= MARLIN:
                 name = "Machete or Marlin" if self.gpu.capability == HOPPER else "Marlin"
                 return f"{name}, which multiplies straight from the packed integers (from compute capability 7.5)"
@@ -78,9 +80,9 @@ class Machine:
             return "bitsandbytes' own, for the " + ("GPU" if self.gpu else "processor")
         return "torch's matrix product" if kind == "16-bit" else "llama.cpp's own"
 
-    def vllm_share(self) -> float:
-        """``gpu_memory_utilization``: vLLM's share of *all* the GPU's memory, taken from what is free now."""
-        return round(VLLM_SHARE * self.gpu.free / self.gpu.total, 3)
+    def vllm_share(self, gpus: int = 1) -> float:
+        """``gpu_memory_utilization``: vLLM's share of *all* of a GPU's memory, from what is free on the fullest."""
+        return round(VLLM_SHARE * min(gpu.free / gpu.total for gpu in self.gpus[:gpus]), 3)
 
     def max_memory(self) -> dict[int | str, int] | None:
         """Bytes that each device may take of a model that transformers spreads; None without a GPU."""
@@ -102,7 +104,7 @@ class Machine:
         if not self.gpu:
             return 0, "no GPU is here"
         if not supported:
-            return 0, "this build of llama.cpp knows no GPU; it is compiled with CMAKE_ARGS=-DGGML_CUDA=on"
+            return 0, "this build of llama.cpp knows no GPU; one that does is compiled with CMAKE_ARGS=-DGGML_CUDA=on"
         needed = weight_bytes(config, kind) + cache_bytes(config, context)
         room = self.gpu.free - OVERHEAD
         if needed <= room:

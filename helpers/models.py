@@ -161,6 +161,8 @@ def _found_on_hub(checkpoint: Checkpoint) -> Checkpoint:
     if not wanted:
         kind = checkpoint.file or "*.safetensors file"
         raise ValueError(f"{checkpoint.source} has no {kind}. This series loads no pickled weights.")
+    # some repositories hold the weights twice: as 'model-*' for transformers, and in their makers' own files
+    wanted = [f for f in wanted if pathlib.PurePath(f.rfilename).name.startswith("model")] or wanted
     return replace(checkpoint, revision=info.sha, download=sum(f.size or 0 for f in wanted))
 
 

@@ -3,8 +3,8 @@
     python scripts/stamp.py                              stamp what pyproject.toml says
     python scripts/stamp.py owner/name [--tag v1.0]      change it there, then stamp
 
-The repository is one of GitHub's, since Colab opens notebooks from there; the tag is what a reader's Colab fetches, so
-push it once you have committed.
+The repository is one of GitHub's, since Colab opens notebooks from there; the tag is what a reader's Colab fetches:
+after the commit, git tag v1.0 && git push origin HEAD v1.0
 """
 
 from __future__ import annotations
@@ -39,18 +39,17 @@ def stamped(text: str, repository: str, tag: str, name: str) -> str:
     return SETTING.sub(line, BADGE.sub(badge(repository, tag, name), text))
 
 
-def stamp(root: pathlib.Path = ROOT) -> list[str]:
-    """Stamp every notebook under ``root``; return the names of those that changed.
+def stamp(repository: str, tag: str, root: pathlib.Path = ROOT) -> list[str]:
+    """Stamp every notebook under ``root`` and return the names of those that changed; all is checked before any write.
 
     Raises:
         ValueError: a notebook has not exactly one badge and one setting, or the address is none of GitHub's.
     """
-    repository, tag = address(root)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"The repository must be OWNER/NAME on GitHub, and is {repository!r}.")
     if not re.fullmatch(r"[\w./-]+", tag):
         raise ValueError(f"{tag!r} is no name of a tag.")
-    changed = []
+    changed = {}
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         texts = [cell.source for cell in notebook.cells]
@@ -59,11 +58,12 @@ def stamp(root: pathlib.Path = ROOT) -> list[str]:
         for cell in notebook.cells:
             cell.source = stamped(cell.source, repository, tag, path.name)
         if texts != [cell.source for cell in notebook.cells]:
-            scratch = path.with_suffix(".ipynb.part")
-            nbformat.write(notebook, scratch)
-            os.replace(scratch, path)
-            changed.append(path.name)
-    return changed
+            changed[path] = notebook
+    for path, notebook in changed.items():
+        scratch = path.with_suffix(".ipynb.part")
+        nbformat.write(notebook, scratch)
+        os.replace(scratch, path)
+    return [path.name for path in changed]
 
 
 def main() -> None:
@@ -71,16 +71,18 @@ def main() -> None:
     parser.add_argument("repository", nargs="?", help="owner/name on GitHub")
     parser.add_argument("--tag", help="what Colab fetches")
     given = parser.parse_args()
-    settings = ROOT / "pyproject.toml"
-    before, (repository, tag) = settings.read_text(encoding="utf-8"), address()
-    text = before.replace(f'repository = "{repository}"', f'repository = "{given.repository or repository}"')
-    settings.write_text(text.replace(f'tag = "{tag}"', f'tag = "{given.tag or tag}"'), encoding="utf-8")
+    before = address()
+    after = given.repository or before[0], given.tag or before[1]
     try:
-        changed = stamp()
+        changed = stamp(*after)
     except ValueError as error:
-        settings.write_text(before, encoding="utf-8")
         raise SystemExit(str(error)) from None
-    print(f"{'/'.join(address())}: {len(changed)} notebooks changed")
+    settings = ROOT / "pyproject.toml"
+    text = settings.read_text(encoding="utf-8")
+    for name, old, new in zip(("repository", "tag"), before, after, strict=True):
+        text = text.replace(f'{name} = "{old}"', f'{name} = "{new}"')
+    settings.write_text(text, encoding="utf-8")
+    print(f"{after[0]} at {after[1]}: {len(changed)} notebooks changed")
 
 
 if __name__ == "__main__":

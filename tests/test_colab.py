@@ -89,6 +89,7 @@ def colab(image, remote, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     for variable in ("PYTHONPATH", "QUANT_ARTIFACTS"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the same way on every machine: that of one without a GPU
     # git finds the local copy under GitHub's address
     monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{remote.parents[1]}/.insteadOf")
@@ -162,8 +163,26 @@ def test_a_repository_that_is_not_there_stops_the_notebook(colab, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_KEY_1", "http.proxy")
     monkeypatch.setenv("GIT_CONFIG_VALUE_1", "http://127.0.0.1:9")
     client, _ = colab("01_baseline.ipynb", until="base = resolve_model")
-    with pytest.raises(CellExecutionError, match="CalledProcessError"):
+    with pytest.raises(CellExecutionError, match="could not be fetched: is the address right"):
         client.execute()
+
+
+def test_a_package_that_only_shares_a_name_asks_for_no_restart(image, tmp_path):
+    """Colab has imported google.colab; protobuf, whose modules are google.protobuf, may be replaced all the same."""
+    (tmp_path / "google" / "protobuf").mkdir(parents=True)
+    (tmp_path / "google" / "protobuf" / "__init__.py").touch()
+    info = tmp_path / "shared_name-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shared-name\nVersion: 1.0\n")
+    (info / "RECORD").write_text("google/protobuf/__init__.py,,\n")
+    code = (
+        "import google.colab\nfrom helpers import colab\nprint('shared-name' in colab._loaded())\n"
+        "import google.protobuf\nprint('shared-name' in colab._loaded())"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, image, ROOT)))}
+    python = getattr(sys, "_base_executable", sys.executable)
+    done = subprocess.run([python, "-S", "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 def test_an_image_without_torch_gets_the_cpu_build(image, tmp_path):
@@ -182,7 +201,9 @@ def test_an_image_without_torch_gets_the_cpu_build(image, tmp_path):
         f"colab.ROOT = pathlib.Path({str(tmp_path)!r})\ncolab.install('01_baseline')\nimport torch\n"
         "print(torch.__version__, torch.version.cuda)"
     )
-    done = subprocess.run([environment / "bin" / "python", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    python = environment / "bin" / "python"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{importlib.metadata.version('torch')} None"
 

@@ -21,6 +21,7 @@ from helpers.machine import Gpu, Machine, this_machine  # noqa: E402
 from helpers.models import Checkpoint  # noqa: E402
 
 FACTS = json.loads((ROOT / "tests" / "machines.json").read_text(encoding="utf-8"))
+T4 = "a T4, such as Colab's, with a driver for CUDA 13"
 GOLDEN = ROOT / "tests" / "preflight.txt"
 ZEPHYR = {  # what a run of each notebook would fetch: bytes of the weights as the hub reports them
     "16-bit": ("01_baseline", Checkpoint("HuggingFaceH4/zephyr-7b-beta", "892b3d7a7b1cf10c", download=14_483_498_000)),
@@ -69,25 +70,30 @@ def test_the_preflight_of_each_machine_reads_as_committed():
 
 @pytest.mark.parametrize(
     ("name", "dtype", "int4"),
-    [("Colab with a T4", "float16", True), ("a machine with an L4", "bfloat16", True),
+    [(T4, "float16", True), ("a machine with an L4", "bfloat16", True),
      ("a machine with an A100", "bfloat16", True), ("a laptop without a GPU", "bfloat16", False)],
 )  # fmt: skip
 def test_hardware_decides_the_type_and_the_kernel(name, dtype, int4):
     this = machine(name)
     assert this.dtype == dtype and this.why_dtype.startswith(dtype) and this.has_int4_kernel is int4
     assert ("Marlin" in this.kernel("AWQ")) == bool(this.gpus)
+    assert ("not 3" in this.kernel("GPTQ", bits=3)) == bool(this.gpus)
 
 
 def test_vllms_share_is_of_what_is_free():
-    t4 = machine("Colab with a T4")
+    t4 = machine(T4)
     assert t4.vllm_share() == pytest.approx(0.85 * t4.gpu.free / t4.gpu.total, abs=1e-3)
+    other = Gpu("another", (8, 0), 16 * 10**9, 2 * 10**9)
+    pair = Machine(2, "AVX2", 10**10, 10**10, 10**10, (Gpu("one", (8, 0), 16 * 10**9, 16 * 10**9), other))
+    assert pair.vllm_share(gpus=2) * other.total < other.free, "the fuller of two cards decides"
+    assert fit.fit_on(pair, zephyr(), "AWQ", gpus=2).free == other.free
     busy = Machine(2, "AVX2", 10**10, 10**10, 10**10, (Gpu("a card", (8, 0), 16 * 10**9, 4 * 10**9),))
     assert busy.vllm_share() * busy.gpu.total < busy.gpu.free
 
 
 def test_layers_that_do_not_fit_stay_off_the_gpu():
     config = zephyr()
-    t4 = machine("Colab with a T4")
+    t4 = machine(T4)
     assert t4.gpu_layers(config, "Q4_K_M", 512, supported=True)[0] == -1
     assert t4.gpu_layers(config, "Q4_K_M", 512, supported=False)[0] == 0
     small = Machine(4, "AVX2", 16 * 10**9, 9 * 10**9, 10**11, (Gpu("a small card", (7, 5), 4 * 10**9, 3.6e9),))
@@ -102,7 +108,7 @@ def test_a_model_is_spread_over_the_gpus_and_then_the_memory():
     assert not fit.fit_on(machine("two RTX 3060"), config, "16-bit").fits
     both = fit.fit_on(machine("two RTX 3060"), config, "16-bit", where="spread")
     assert both.fits and "in memory" not in both.place and both.overhead == 2 * fit.OVERHEAD
-    t4 = fit.fit_on(machine("Colab with a T4"), config, "16-bit", where="spread")
+    t4 = fit.fit_on(machine(T4), config, "16-bit", where="spread")
     assert t4.fits  # with a little of it in memory, or none
     cut = fit.fit_on(machine("two RTX 3060"), config, "16-bit", gpus=2)
     assert cut.fits and cut.weights == pytest.approx(fit.weight_bytes(config) / 2, abs=1)

@@ -108,16 +108,19 @@ def test_another_address_reaches_badge_and_cell_and_nothing_else(path, tmp_path)
     (tmp_path / "notebooks").mkdir()
     copy = tmp_path / "notebooks" / path.name
     copy.write_bytes(path.read_bytes())
-    (tmp_path / "pyproject.toml").write_text('[tool.series]\nrepository = "some-body/a.name"\ntag = "v9.1"\n')
-    assert stamp.stamp(tmp_path) == [path.name] and stamp.stamp(tmp_path) == []
+    assert stamp.stamp("some-body/a.name", "v9.1", tmp_path) == [path.name]
+    assert stamp.stamp("some-body/a.name", "v9.1", tmp_path) == []
     before, after = read(path), read(copy)
     changed = [i for i, (a, b) in enumerate(zip(before.cells, after.cells, strict=True)) if a != b]
     assert len(changed) == 2
     assert "github/some-body/a.name/blob/v9.1/notebooks/" + path.name in after.cells[changed[0]].source
     assert 'REPOSITORY, TAG = "https://github.com/some-body/a.name", "v9.1"' in after.cells[changed[1]].source
-    (tmp_path / "pyproject.toml").write_text('[tool.series]\nrepository = "elsewhere"\ntag = "v1"\n')
-    with pytest.raises(ValueError, match="OWNER/NAME"):
-        stamp.stamp(tmp_path)
+    for repository, tag in (("elsewhere", "v1"), ("some-body/a.name", "v 1")):
+        with pytest.raises(ValueError, match="OWNER/NAME|no name of a tag"):
+            stamp.stamp(repository, tag, tmp_path)
+    copy.write_text(copy.read_text(encoding="utf-8").replace("REPOSITORY, TAG = ", "ADDRESS = "), encoding="utf-8")
+    with pytest.raises(ValueError, match="must have one badge and one line"):
+        stamp.stamp("some-body/a.name", "v9.1", tmp_path)
 
 
 def test_every_package_says_which_notebooks_need_it():
