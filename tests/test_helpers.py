@@ -774,3 +774,20 @@ def test_a_shard_that_the_index_names_and_is_missing_is_told(tmp_path):
     (tmp_path / index["model.layers.0.mlp.up_proj.weight"]).unlink()
     with pytest.raises(ValueError, match="lacks a file that its index names"):
         first_block(Checkpoint(str(tmp_path)), torch.bfloat16)
+
+
+def test_the_published_address_makes_no_record_stale(tmp_path, monkeypatch):
+    import shutil
+
+    import stamp
+    from helpers import record
+
+    for name in ("notebooks", "helpers"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    before = record.made_from("03_nf4", "tiny")
+    assert "03_nf4.ipynb" in stamp.stamp("some-body/series", "v9.1", tmp_path)
+    assert record.made_from("03_nf4", "tiny") == before
+    path = tmp_path / "notebooks" / "03_nf4.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace("blocksize=64", "blocksize=128"), encoding="utf-8")
+    assert record.made_from("03_nf4", "tiny") != before
