@@ -140,7 +140,7 @@ def test_the_comparison_gets_to_its_table(colab):
     client, _ = colab(COMPARISON.name, until="every technique has a figure in every column")
     done = client.execute()
     assert "07_comparison has what it needs" in said(done.cells[2])
-    assert any("[6/6] AWQ 4-bit" in said(cell) for cell in done.cells if cell.cell_type == "code")
+    assert any("[ 6/6] AWQ 4-bit" in said(cell) for cell in done.cells if cell.cell_type == "code")
 
 
 def test_a_failed_installation_stops_the_notebook(colab, monkeypatch):
