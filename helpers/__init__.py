@@ -3,7 +3,7 @@
 Importing the package is cheap: torch and the model libraries are imported where they are used.
 """
 
-from helpers.artifacts import artifact, artifacts_folder, building, disk_bytes, require_disk
+from helpers.artifacts import artifact, artifacts_folder, building, disk_bytes, is_made, require_disk, scratch_folder
 from helpers.console import quiet, show_versions
 from helpers.converter import llama_cpp_converter
 from helpers.exercise import check
@@ -11,6 +11,7 @@ from helpers.fit import block_linears, fitting_group, preflight, weight_bytes
 from helpers.machine import this_machine
 from helpers.memory import PeakMemory, clear_cache, tensor_bytes
 from helpers.models import MODELS, Checkpoint, calibration_texts, first_block, resolve_model
+from helpers.parameters import check_parameters
 from helpers.prompt import MESSAGES, render_prompt
 from helpers.quality import (
     exam_prompts,
@@ -34,6 +35,7 @@ __all__ = [
     "building",
     "calibration_texts",
     "check",
+    "check_parameters",
     "clear_cache",
     "disk_bytes",
     "exam_prompts",
@@ -42,6 +44,7 @@ __all__ = [
     "fitting_group",
     "generate_answers",
     "held_out_windows",
+    "is_made",
     "llama_cpp_converter",
     "log_probabilities",
     "measure_speed",
@@ -53,6 +56,7 @@ __all__ = [
     "render_prompt",
     "require_disk",
     "resolve_model",
+    "scratch_folder",
     "show_versions",
     "tensor_bytes",
     "this_machine",

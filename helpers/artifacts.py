@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+CONTENTS = "contents.json"  # in each artifact: its files, with the size and the SHA-256 of each
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -50,23 +58,154 @@ def files_of(folder: pathlib.Path) -> list[tuple[str, int, int]]:
 
 @contextlib.contextmanager
 def building(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder that becomes ``target`` when the block ends well, and vanishes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    """A temporary folder that becomes ``target`` when the block ends well, and vanishes otherwise.
+
+    Python's temporary files go beside it while the block runs: libraries keep whole models in them.
+
+    Raises:
+        OSError: the disk is full; what was at ``target`` before is still there.
+        RuntimeError: the block wrote nothing.
+    """
+    with scratch_folder(target.parent, target.name) as scratch:
+        content, temporary = scratch / "content", scratch / "temporary"
+        content.mkdir()
+        temporary.mkdir()
+        with _temporary_files_in(temporary):
+            yield content
+        if not any(content.iterdir()):
+            raise RuntimeError(f"Nothing was written for {target.name}.")
+        (content / CONTENTS).write_text(json.dumps(_contents(content), indent=1), encoding="utf-8")
+        with _only_one(target.parent):
+            if target.exists() and damage(target):
+                target.rename(scratch / "damaged")
+            if not target.exists():  # otherwise somebody else has just made the same artifact
+                content.rename(target)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+    """A hidden folder in ``parent`` that goes with the block; one whose process was killed goes when the next is made.
+
+    Raises:
+        OSError: the disk ran full in the block.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(parent):
+        for left in parent.glob(".*.part"):
+            if (lock := _locked(left)) is not None:  # nobody holds it any more
+                _end_orphans_of(left)
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=parent))
+        lock = _locked(scratch)
     try:
         yield scratch
-        if not any(scratch.iterdir()):
-            raise RuntimeError(f"Nothing was written for {target.name}.")
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o777 & ~umask)  # mkdtemp made it for this user alone
-        try:
-            scratch.rename(target)
-        except OSError:
-            if not target.exists():  # otherwise somebody else has just made the same artifact
-                raise
+    except Exception as error:
+        full = getattr(error, "errno", 0) == errno.ENOSPC or "No space left on device" in str(error)
+        if not full and shutil.disk_usage(parent).free >= 1_000_000:  # some libraries only say that they failed
+            raise
+        advice = "Free some space, or set QUANT_ARTIFACTS to a folder on a larger disk."
+        raise OSError(
+            f"The disk is full: {name} could not be written to {parent}. Nothing of it was kept, and what was there "
+            f"before is as it was. {advice}"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _end_orphans_of(scratch: pathlib.Path) -> None:
+    """End what a killed maker had started, such as llama.cpp's converter: it would go on writing into ``scratch``."""
+    import psutil
+
+    orphans = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("TMPDIR", "").startswith(str(scratch)):
+                process.kill()
+                orphans.append(process)
+    psutil.wait_procs(orphans, timeout=10)
+
+
+def _locked(folder: pathlib.Path, wait: bool = False) -> int | None:
+    """A descriptor that locks ``folder`` until it is closed, or its process ends; None when another has the lock."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # also where a file system knows no locks: then nothing is swept
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def _only_one(folder: pathlib.Path) -> Iterator[None]:
+    """Other processes wait until the block ends."""
+    lock = _locked(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: pathlib.Path) -> Iterator[None]:
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
+
+
+def is_made(folder: pathlib.Path) -> bool:
+    """Whether the artifact is there and whole. One that is damaged is named in a warning, and is to be made again."""
+    if not folder.exists():
+        return False
+    found = damage(folder)
+    if found:
+        warnings.warn(f"{folder.name} is damaged: {found}. It is made again.", stacklevel=2)
+    return found is None
+
+
+def damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with an artifact, by the sizes and digests written when it was made; None when it is whole."""
+    try:
+        contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+    except OSError:
+        return f"{CONTENTS} is missing"
+    except ValueError:
+        return f"{CONTENTS} cannot be read"
+    for name, (size, digest) in contents.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        if sha256(path) != digest:
+            return f"the content of {name} has changed"
+    return None
+
+
+def _contents(folder: pathlib.Path) -> dict[str, tuple[int, str]]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): (path.stat().st_size, sha256(path)) for path in files}
+
+
+def sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def disk_bytes(path: str | os.PathLike[str], pattern: str = "*") -> int:

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import tempfile
 
-from helpers.artifacts import artifacts_folder, building
+from helpers.artifacts import artifacts_folder, building, is_made
 
 # The last is Qwen's vocabulary, for the tests: of byte-level tokenizers the converter takes only those it knows.
 WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE", "models/ggml-vocab-qwen2.gguf")
@@ -32,8 +32,8 @@ def llama_cpp_converter() -> pathlib.Path:
     name = f"llama.cpp-{version}"
     in_environment = pathlib.Path(sys.prefix) / "share" / name
     folder = in_environment if in_environment.is_dir() or os.access(sys.prefix, os.W_OK) else artifacts_folder() / name
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as downloads, building(folder) as scratch:
+    if not is_made(folder):
+        with building(folder) as scratch, tempfile.TemporaryDirectory() as downloads:
             _unpack(_download(version, pathlib.Path(downloads)), scratch)
     return folder / "convert_hf_to_gguf.py"
 

@@ -10,12 +10,19 @@ import os
 import pathlib
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = ROOT / "models" / "tiny-zephyr"
 ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether ``name`` is a path below a folder, on every system."""
+    path = pathlib.PurePosixPath(name.replace("\\", "/"))
+    return not path.is_absolute() and ".." not in path.parts and ":" not in name
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,19 @@ class Checkpoint:
         revision: the hub's commit or branch; None for a local folder.
         file: the one file that is meant, for GGUF.
         download: bytes of weights that are still to be fetched.
+
+    Raises:
+        ValueError: ``file`` leads out of the model's folder.
     """
 
     source: str
     revision: str | None = None
     file: str | None = None
     download: int = 0
+
+    def __post_init__(self) -> None:
+        if self.file and not _stays_inside(self.file):
+            raise ValueError(f"The file {self.file!r} leads out of its model's folder. Give the name of a file in it.")
 
     @property
     def is_local(self) -> bool:
@@ -100,20 +114,64 @@ def resolve_model(name: str, technique: str = "base") -> Checkpoint | None:
 
 
 def _require_model_folder(folder: pathlib.Path) -> None:
+    if folder.is_file():
+        raise ValueError(f"{str(folder)!r} is a file. MODEL takes the folder that holds the model's files.")
     if not folder.is_dir():
         raise ValueError(f"There is no folder {str(folder)!r}. Check the path in MODEL.")
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"The folder {str(folder)!r} holds no model: config.json is missing.")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config} is damaged: {error}. Fetch the model again.") from None
+    for file in (config, folder / "tokenizer_config.json"):
+        if file.is_file():
+            _refuse_code(_json(file), str(folder))
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
             f"The folder {str(folder)!r} has no *.safetensors file. This series loads safetensors only: "
             "pickled weights can run code when they are opened."
         )
+    for index in folder.glob("*.safetensors.index.json"):
+        for name in sorted(set(_json(index).get("weight_map", {}).values())):
+            if not _stays_inside(name):
+                raise ValueError(f"{index} names {name!r}, which leads out of its folder. Do not use this model.")
+            if not (folder / name).is_file():
+                raise ValueError(f"{index} names {name}, and there is no such file. Fetch the model again.")
+    for file in sorted(folder.glob("*.safetensors")):
+        _require_whole(file)
+
+
+def _json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}. Fetch the model again.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it holds a {type(content).__name__}. Fetch the model again.")
+    return content
+
+
+def _refuse_code(settings: dict[str, Any], source: str) -> None:
+    """A checkpoint may name Python files of its own, which transformers would ask to run."""
+    if code := settings.get("auto_map"):
+        named = ", ".join(map(str, code.values() if isinstance(code, dict) else [code]))
+        raise ValueError(
+            f"{source} brings code of its own ({named}). This series runs no code out of a checkpoint: "
+            "choose a model that transformers knows itself."
+        )
+
+
+def _require_whole(file: pathlib.Path) -> None:
+    """Raise ValueError unless a safetensors file is as long as its header says."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(length) if 8 + length <= size else b""
+    try:
+        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        wanted = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{file} is damaged: its header cannot be read. Fetch the model again.") from None
+    if size != wanted:
+        raise ValueError(f"{file} is damaged: it has {size:,} bytes instead of {wanted:,}. Fetch the model again.")
 
 
 def _cached_commit(checkpoint: Checkpoint) -> str | None:
@@ -141,7 +199,7 @@ def _found_on_hub(checkpoint: Checkpoint) -> Checkpoint:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if commit := _cached_commit(checkpoint):
-        return replace(checkpoint, revision=commit)
+        return _without_code(replace(checkpoint, revision=commit), ("config.json", "tokenizer_config.json"))
     advice = "Use MODEL = 'tiny', which needs no network, or a folder that you have downloaded."
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise ConnectionError(f"{checkpoint.source} is not on this machine, and HF_HUB_OFFLINE is set. {advice}")
@@ -163,7 +221,16 @@ def _found_on_hub(checkpoint: Checkpoint) -> Checkpoint:
         raise ValueError(f"{checkpoint.source} has no {kind}. This series loads no pickled weights.")
     # some repositories hold the weights twice: as 'model-*' for transformers, and in their makers' own files
     wanted = [f for f in wanted if pathlib.PurePath(f.rfilename).name.startswith("model")] or wanted
-    return replace(checkpoint, revision=info.sha, download=sum(f.size or 0 for f in wanted))
+    found = replace(checkpoint, revision=info.sha, download=sum(f.size or 0 for f in wanted))
+    return _without_code(found, {f.rfilename for f in info.siblings} & {"config.json", "tokenizer_config.json"})
+
+
+def _without_code(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """The checkpoint, after a look into its small files; the hub's client keeps them."""
+    for name in names:
+        if (file := _file_of(checkpoint, name)) is not None:
+            _refuse_code(_json(file), checkpoint.source)
+    return checkpoint
 
 
 def hub_cache() -> pathlib.Path:
@@ -177,6 +244,7 @@ def hub_cache() -> pathlib.Path:
 
 
 CALIBRATION_KINDS = ("own", "unrelated", "random")
+CALIBRATION_COUNT = 128  # texts in tiny-zephyr's calibration.json
 
 
 def calibration_texts(count: int, kind: str = "own", tokenizer: Any = None) -> list[str]:
@@ -238,7 +306,7 @@ def first_block(checkpoint: Checkpoint, dtype: Any) -> Any:
 
     index = _file_of(checkpoint, "model.safetensors.index.json")
     if index:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = _json(index)["weight_map"]
         names = {file for name, file in weight_map.items() if wanted(name)}
         files = [_file_of(checkpoint, name) for name in sorted(names)]
     elif checkpoint.is_local:
@@ -268,5 +336,5 @@ def _file_of(checkpoint: Checkpoint, name: str) -> pathlib.Path | None:
 
     try:
         return pathlib.Path(hf_hub_download(checkpoint.source, name, revision=checkpoint.revision))
-    except EntryNotFoundError:
+    except EntryNotFoundError:  # also a file that is not in the cache, with HF_HUB_OFFLINE
         return None

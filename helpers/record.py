@@ -11,10 +11,11 @@ import os
 import pathlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from helpers.artifacts import ROOT, artifacts_folder, files_of
+from helpers.artifacts import ROOT, artifacts_folder, files_of, scratch_folder, sha256
 from helpers.console import device_name
 from helpers.models import MODELS
 from helpers.quality import exam_questions, perplexity, right_answers
@@ -44,7 +45,7 @@ FIELDS = {
 }
 LESSONS = {"under-the-hood", "exercise", "check"}  # tags of the cells that come after the record, and leave it alone
 UNMEASURED = ("colab", "exercise", "guide")  # helpers that decide nothing of what a record holds
-DERIVED = ("made_from", "tokens_scored", "perplexity", "right_answers")  # added by write_record
+DERIVED = ("made_from", "tokens_scored", "perplexity", "right_answers", "scores_digest", "digest")  # by write_record
 
 
 class Timings(dict):
@@ -97,10 +98,17 @@ def write_record(windows: list[list[int]], scores: list[Any], **fields: Any) -> 
         "right_answers": right_answers(questions, fields["exam_answers"]) if questions else None,
     }
     target = record_path(fields["name"], fields["model"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _save_scores(target.with_suffix(".safetensors"), windows, scores)
+    scores_file = target.with_suffix(".safetensors")
+    _save_scores(scores_file, windows, scores)
+    record["scores_digest"] = sha256(scores_file)  # after a stop between the two files, they do not agree
+    record["digest"] = _digest(record)
     _replace(target, json.dumps(record, indent=2, ensure_ascii=False).encode())
     return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    facts = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _save_scores(target: pathlib.Path, windows: list[list[int]], scores: list[Any]) -> None:
@@ -113,12 +121,9 @@ def _save_scores(target: pathlib.Path, windows: list[list[int]], scores: list[An
 
 def _replace(target: pathlib.Path, content: bytes) -> None:
     """Write the file whole or not at all."""
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with scratch_folder(target.parent, target.name) as scratch:
+        (scratch / target.name).write_bytes(content)
+        os.replace(scratch / target.name, target)
 
 
 def read_scores(record: dict[str, Any]) -> tuple[Any, Any]:
@@ -134,11 +139,14 @@ def read_record(name: str, model: str = "tiny") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it was never made.
+        ValueError: one of its two files is damaged, or they are of two runs.
     """
     path = record_path(name, model)
     if not path.is_file() or not path.with_suffix(".safetensors").is_file():
         raise FileNotFoundError(f"There is no record of {name} for {model}: run its notebook, or 07_comparison.")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = _read(path)
+    if "scores_digest" in record and sha256(path.with_suffix(".safetensors")) != record["scores_digest"]:
+        raise ValueError(f"{path.with_suffix('.safetensors').name} is damaged, or of another run than {path.name}")
     if record["model"] != model:  # another model whose name makes the same file name
         raise FileNotFoundError(f"The record of {name} is that of {record['model']}, and not of {model}.")
     return record
@@ -147,9 +155,26 @@ def read_record(name: str, model: str = "tiny") -> dict[str, Any]:
 def read_records(model: str = "tiny") -> list[dict[str, Any]]:
     """All records of ``model``, oldest first; those of another version of this series are passed over."""
     found = sorted(records_folder().glob("*.json"), key=lambda path: path.stat().st_mtime)
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in found]
+    records = []
+    for path in found:
+        try:
+            records.append(_read(path))
+        except ValueError as error:
+            warnings.warn(f"{error}; it is passed over. Run its notebook again.", stacklevel=2)
     whole = FIELDS.keys() | set(DERIVED)
     return [record for record in records if record.keys() == whole and record["model"] == model]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """A record's JSON file; ValueError when it is not as it was written."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sound = isinstance(record, dict) and record.get("digest", _digest(record)) == _digest(record)
+    except ValueError:  # no JSON, or no text
+        sound = False
+    if not sound:
+        raise ValueError(f"{path.name} is damaged")
+    return record
 
 
 def made_from(notebook: str, model: str) -> str:

@@ -1,7 +1,7 @@
 """Run a notebook with papermill, and fail on what papermill lets through.
 
 papermill reports success when a cell calls ``sys.exit(0)`` and no later cell runs, when a shell or
-install line fails, when a parameter's name is mistyped, and when processes are left behind.
+install line fails, when a parameter's name is mistyped, and when processes or temporary files are left behind.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from typing import Any
@@ -21,6 +23,8 @@ SHELL_LINE = re.compile(
     r"^\s*(\w+\s*=\s*)?(!|%(pip|conda|sx|system)\b|%%(bash|sh|script|system|sx)\b|get_ipython\(\)|os\.system\()", re.M
 )
 MARK = "SERIES_RUN"
+NOTEBOOKS = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
+TORCHS_CACHE = "torchinductor_"  # torch keeps what it compiled for the next process
 
 
 class NotebookFailed(RuntimeError):
@@ -28,7 +32,7 @@ class NotebookFailed(RuntimeError):
 
 
 def execute(
-    notebook: pathlib.Path,
+    notebook: pathlib.Path | nbformat.NotebookNode,
     output: pathlib.Path,
     parameters: dict[str, Any] | None = None,
     timeout: int = 900,
@@ -37,47 +41,59 @@ def execute(
     """Execute ``notebook`` from its own folder in a fresh kernel and write it to ``output``.
 
     Args:
+        notebook: its file; or a changed copy in memory of one of the series, which runs where that lies.
         parameters: values for the cell tagged ``parameters``; unknown names are refused.
         timeout: seconds that one cell may take.
 
     Raises:
         NotebookFailed: an error, a time-out, a cell that never ran, a shell line, an unknown
-            parameter, or a process left behind.
+            parameter, or a process or a temporary file left behind.
     """
-    notebook, output = pathlib.Path(notebook).resolve(), pathlib.Path(output).resolve()
-    source = nbformat.read(notebook, as_version=4)
+    output = pathlib.Path(output).resolve()
+    if isinstance(notebook, nbformat.NotebookNode):
+        name, folder, source = output.name, NOTEBOOKS, notebook
+    else:
+        notebook = pathlib.Path(notebook).resolve()
+        name, folder, source = notebook.name, notebook.parent, nbformat.read(notebook, as_version=4)
     for number, cell in enumerate(source.cells):
         if cell.cell_type == "code" and SHELL_LINE.search(cell.source):
             advice = "a shell line fails silently; use subprocess.run(..., check=True)"
-            raise NotebookFailed(f"{notebook.name}, cell {number}: {advice}")
-    known = papermill.inspect_notebook(str(notebook))
+            raise NotebookFailed(f"{name}, cell {number}: {advice}")
+    known = papermill.inspect_notebook(source)
     unknown = set(parameters or {}) - set(known)
     if unknown:
-        raise NotebookFailed(f"{notebook.name} has no parameter {sorted(unknown)}; it has {sorted(known)}")
+        raise NotebookFailed(f"{name} has no parameter {sorted(unknown)}; it has {sorted(known)}")
 
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)  # what an earlier run left must not be read as this one's
-    mark = uuid.uuid4().hex
-    os.environ[MARK] = mark  # inherited by the kernel and everything that it starts
+    mark, before = uuid.uuid4().hex, os.environ.get("TMPDIR")
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix="series-"))
+    os.environ |= {MARK: mark, "TMPDIR": str(temporary)}  # inherited by the kernel and everything that it starts
     try:
         done = papermill.execute_notebook(
-            str(notebook),
+            source,
             str(output),
             parameters=parameters or {},
-            cwd=str(notebook.parent),
+            cwd=str(folder),
             kernel_name="python3",
             progress_bar=progress,
             execution_timeout=timeout,
             extra_arguments=["--IPKernelApp.log_level=50"],  # the kernel's remarks on its own transport
         )
     except Exception as error:  # PapermillExecutionError, CellTimeoutError, DeadKernelError
-        raise NotebookFailed(f"{notebook.name}: {type(error).__name__}: {str(error)[-3000:]}") from None
+        raise NotebookFailed(f"{name}: {type(error).__name__}: {str(error)[-3000:]}") from None
     finally:
-        del os.environ[MARK]
+        del os.environ[MARK], os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
         left = _left_behind(mark)
-    check_outputs(done, notebook.name)
+        files = sorted(path.name for path in temporary.iterdir() if not path.name.startswith(TORCHS_CACHE))
+        shutil.rmtree(temporary, ignore_errors=True)
+    check_outputs(done, name)
     if left:
-        raise NotebookFailed(f"{notebook.name} left processes behind: {left}")
+        raise NotebookFailed(f"{name} left processes behind: {left}")
+    if files:
+        raise NotebookFailed(f"{name} left temporary files behind: {files}")
     return done
 
 

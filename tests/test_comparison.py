@@ -98,12 +98,7 @@ def up_to(text: str, folder) -> nbformat.NotebookNode:
     notebook = nbformat.read(COMPARISON, as_version=4)
     last = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and text in c.source)
     notebook.cells = notebook.cells[: last + 1]
-    path = ROOT / "notebooks" / ".part.ipynb"  # beside the others: it looks for the helpers from there
-    nbformat.write(notebook, path)
-    try:
-        return execute(path, folder / "part.ipynb")
-    finally:
-        path.unlink()
+    return execute(notebook, folder / "part.ipynb")
 
 
 def respoil(path, change) -> None:

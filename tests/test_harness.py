@@ -40,8 +40,12 @@ def test_a_sound_notebook_passes_and_gets_its_parameter(tmp_path):
             ["import subprocess; p = subprocess.Popen(['sleep', '300'], start_new_session=True)"],
             "left processes behind",
         ),
+        (["import tempfile; folder = tempfile.mkdtemp(prefix='lost-')"], "left temporary files behind: .*lost-"),
     ],
-    ids=["sys.exit", "error", "dead kernel", "shell", "shell, kept", "os.system", "pip", "bash cell", "child process"],
+    ids=[
+        "sys.exit", "error", "dead kernel", "shell", "shell, kept", "os.system", "pip", "bash cell", "child process",
+        "temporary folder",
+    ],
 )
 def test_what_must_fail_fails(tmp_path, cells, message):
     with pytest.raises(NotebookFailed, match=message):

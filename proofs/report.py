@@ -1,0 +1,67 @@
+"""What every report of this folder says first: when, on which machine, with which versions, by which command."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "optimum", "gptqmodel", "llama-cpp-python", "vllm")
+
+
+def machine() -> str:
+    """The processor, the memory and the GPU, in a line."""
+    import psutil
+    import torch
+
+    names = pathlib.Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", names.read_text()) if names.exists() else None
+    text = f"{found[1].strip() if found else platform.machine()}, {psutil.cpu_count()} cores, "
+    text += f"{torch.backends.cpu.get_cpu_capability()}, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"
+    return text + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU")
+
+
+def versions() -> str:
+    found = {}
+    for package in PACKAGES:
+        for name in (package, f"{package}-cpu"):
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return ", ".join([f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in found.items())])
+
+
+def commit() -> str:
+    """The commit, and whether the working tree differs from it."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        return "unknown"
+    said = subprocess.run([git, "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return said.stdout.strip() or "unknown"
+
+
+def table(header: list[str], rows: list[list[object]]) -> str:
+    """A Markdown table; columns of numbers are aligned to the right."""
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
+    lines = [header, ["--:" if n else "--" for n in numeric], *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(title: str, command: str, text: str, out: str | None = None) -> None:
+    """Print the report, and write it to ``out`` (else nowhere: the committed one is made with --out)."""
+    head = f"# {title}\n\nMade by `{command}` on {datetime.date.today()}, at commit {commit()}.  \n"
+    whole = f"{head}{machine()}.  \n{versions()}.\n\n{text.strip()}\n"
+    print(whole)
+    if out:
+        target = pathlib.Path(out)
+        scratch = target.with_suffix(".part")
+        scratch.write_text(whole, encoding="utf-8")
+        scratch.replace(target)
