@@ -3,7 +3,16 @@
 Importing the package is cheap: torch and the model libraries are imported where they are used.
 """
 
-from helpers.artifacts import artifact, artifacts_folder, building, disk_bytes, is_made, require_disk, scratch_folder
+from helpers.artifacts import (
+    artifact,
+    artifacts_folder,
+    building,
+    disk_bytes,
+    is_made,
+    require_disk,
+    scratch_folder,
+    temporary_files,
+)
 from helpers.console import quiet, show_versions
 from helpers.converter import llama_cpp_converter
 from helpers.exercise import check
@@ -59,6 +68,7 @@ __all__ = [
     "scratch_folder",
     "show_versions",
     "tensor_bytes",
+    "temporary_files",
     "this_machine",
     "weight_bytes",
     "write_record",

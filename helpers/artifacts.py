@@ -41,12 +41,12 @@ def artifact(kind: str, source: str | os.PathLike[str], **made_with: object) -> 
     The name ends in a digest of what decides the content: the settings in ``made_with`` (give the versions
     of the libraries too) and, for a local model, the size and time of each of its files.
     """
-    facts: dict[str, object] = {"kind": kind, "source": str(source), **made_with}
     local = pathlib.Path(source)
+    name = local.resolve().name if local.is_dir() else str(source).replace("/", "--")
+    facts: dict[str, object] = {"kind": kind, "source": name, **made_with}
     if local.is_dir():
         facts["files"] = files_of(local)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    name = str(source).replace("/", "--") if not local.is_dir() else local.resolve().name
     return artifacts_folder() / f"{name}-{kind}-{digest}"
 
 
@@ -153,6 +153,17 @@ def _only_one(folder: pathlib.Path) -> Iterator[None]:
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def temporary_files() -> contextlib.ExitStack:
+    """A folder for all temporary files, also those of child processes, until ``.close()`` or the end of the process.
+
+    What a library forgets there goes with the folder.
+    """
+    stack = contextlib.ExitStack()
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="series-", ignore_cleanup_errors=True))
+    stack.enter_context(_temporary_files_in(pathlib.Path(folder)))
+    return stack
 
 
 @contextlib.contextmanager

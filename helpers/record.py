@@ -146,7 +146,8 @@ def read_record(name: str, model: str = "tiny") -> dict[str, Any]:
         raise FileNotFoundError(f"There is no record of {name} for {model}: run its notebook, or 07_comparison.")
     record = _read(path)
     if "scores_digest" in record and sha256(path.with_suffix(".safetensors")) != record["scores_digest"]:
-        raise ValueError(f"{path.with_suffix('.safetensors').name} is damaged, or of another run than {path.name}")
+        scores = path.with_suffix(".safetensors").name
+        raise ValueError(f"{scores} is damaged, or of another run than {path.name}; its notebook makes both again")
     if record["model"] != model:  # another model whose name makes the same file name
         raise FileNotFoundError(f"The record of {name} is that of {record['model']}, and not of {model}.")
     return record
@@ -173,7 +174,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     except ValueError:  # no JSON, or no text
         sound = False
     if not sound:
-        raise ValueError(f"{path.name} is damaged")
+        raise ValueError(f"{path.name} is damaged; its notebook makes it again")
     return record
 
 

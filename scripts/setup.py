@@ -105,7 +105,7 @@ def stage(name: str, install, *files: str) -> None:
 
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in ("core", "all"):
-        raise SystemExit(__doc__)
+        raise SystemExit(f"{__doc__}\nSay 'core' or 'all', not {' '.join(sys.argv[1:])!r}.")
     if sys.version_info[:2] != (3, 11):
         raise SystemExit(
             f"This series is pinned for Python 3.11, and this is {sys.version.split()[0]}. "

@@ -29,13 +29,14 @@ RECORDS = {  # the notebook and the record that it leaves
     "06_awq": "AWQ 4-bit",
 }
 TECHNIQUES = NOTEBOOKS[:6]
+PREPARED = os.environ.get("SERIES_ARTIFACTS")  # a folder with all records, for proofs/mutate.py
 COMPARISON = NOTEBOOKS[-1]
 
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory) -> pathlib.Path:
     """A fresh folder for all that is made, so that nothing is found ready; kernels inherit it."""
-    folder = tmp_path_factory.mktemp("artifacts")
+    folder = pathlib.Path(PREPARED) if PREPARED else tmp_path_factory.mktemp("artifacts")
     os.environ["QUANT_ARTIFACTS"] = str(folder)
     return folder
 
@@ -55,6 +56,13 @@ def executed(artifacts, tmp_path_factory):
         return done[path]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def six(executed) -> None:
+    """The techniques, executed: the comparison takes their records."""
+    for path in TECHNIQUES if not PREPARED else ():
+        executed(path)
 
 
 @pytest.fixture(scope="session")

@@ -9,20 +9,19 @@ import re
 import nbformat
 import numpy as np
 import pytest
-from conftest import COMPARISON, NOTEBOOKS, RECORDS, ROOT, TECHNIQUES, shown
+from conftest import COMPARISON, NOTEBOOKS, PREPARED, RECORDS, ROOT, shown
 from safetensors.numpy import load_file, save_file
 
 from execute import NotebookFailed, execute
+from helpers.artifacts import sha256
 from helpers.guide import decision_table, read_quality, read_speed, speed_of
-from helpers.record import comparison_path, record_path
+from helpers.record import _digest, comparison_path, read_record, record_path
 from series import with_guide
 
 
 @pytest.fixture(scope="session")
-def compared(executed):
+def compared(executed, six):
     """The comparison, after the six; what it needs beyond them it makes itself."""
-    for path in TECHNIQUES:
-        executed(path)
     notebook, _ = executed(COMPARISON)
     return notebook, json.loads(comparison_path().read_text(encoding="utf-8"))
 
@@ -37,7 +36,7 @@ def test_no_cell_of_the_table_is_empty(compared):
 
 def test_the_six_are_taken_from_their_records(compared):
     """Their records were fresh, so only the others were made."""
-    assert f"{len(RECORDS)} of 19 records are there and fresh" in shown(compared[0])
+    assert f"{19 if PREPARED else len(RECORDS)} of 19 records are there and fresh" in shown(compared[0])
 
 
 def test_the_runtimes_agree_on_the_unquantized_model(compared):
@@ -101,40 +100,50 @@ def up_to(text: str, folder) -> nbformat.NotebookNode:
     return execute(notebook, folder / "part.ipynb")
 
 
-def respoil(path, change) -> None:
-    """Replace the file, not what it is linked to."""
-    tensors = load_file(path)
-    path.unlink()
-    save_file(change(tensors), path)
+def respoil(record, **changes) -> None:
+    """Replace the record, not what it is linked to, with a digest that fits: what is wrong, must be seen in it."""
+    content = {**json.loads(record.read_text(encoding="utf-8")), **changes}
+    record.unlink()
+    record.write_text(json.dumps({**content, "digest": _digest(content)}), encoding="utf-8")
+
+
+def respoil_scores(record, change) -> None:
+    """The same for its scores."""
+    scores = record.with_suffix(".safetensors")
+    tensors = load_file(scores)
+    scores.unlink()
+    save_file(change(tensors), scores)
+    respoil(record, scores_digest=sha256(scores))
 
 
 def test_other_token_ids_are_refused(linked_records, tmp_path):
-    respoil(
-        linked_records / "nf4-tiny.safetensors",
-        lambda tensors: {**tensors, "ids": np.roll(tensors["ids"], 1, axis=1)},
-    )
+    nf4 = linked_records / "nf4-tiny.json"
+    respoil_scores(nf4, lambda tensors: {**tensors, "ids": np.roll(tensors["ids"], 1, axis=1)})
     with pytest.raises(NotebookFailed, match="NF4 was scored on other tokens"):
         up_to("was scored on other tokens", tmp_path)
 
 
 def test_log_probabilities_of_another_run_are_refused(linked_records, tmp_path):
     other = load_file(linked_records / "gguf-q2-k-tiny.safetensors")
-    respoil(linked_records / "nf4-tiny.safetensors", lambda tensors: other)
+    respoil_scores(linked_records / "nf4-tiny.json", lambda tensors: other)
     with pytest.raises(NotebookFailed, match="AssertionError: NF4"):
         up_to("def compare(", tmp_path)
 
 
-def test_a_missing_and_a_stale_record_are_made_again(linked_records, tmp_path):
+def test_a_missing_a_stale_and_a_damaged_record_are_made_again(linked_records, tmp_path):
     (linked_records / "gguf-q2-k-tiny.json").unlink()
-    stale = linked_records / "gguf-q3-k-m-tiny.json"
-    record = json.loads(stale.read_text(encoding="utf-8"))
-    stale.unlink()
-    stale.write_text(json.dumps({**record, "versions": {"gguf": "0.1"}}), encoding="utf-8")
+    stale, damaged = linked_records / "gguf-q3-k-m-tiny.json", linked_records / "16-bit-tiny.safetensors"
+    respoil(stale, versions={"gguf": "0.1"})
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.unlink()
+    damaged.write_bytes(content)
     said = shown(up_to("for number, (name, reason)", tmp_path))
-    assert "17 of 19 records are there and fresh" in said
-    for reason in (r"GGUF Q2_K +it was never made", r"GGUF Q3_K_M +it was made with gguf 0.1"):
-        assert re.search(reason, said)
-    assert json.loads(stale.read_text(encoding="utf-8"))["versions"]["gguf"] != "0.1"
+    assert "16 of 19 records are there and fresh" in said
+    for reason in (r"16-bit +16-bit-tiny.safetensors is damaged", r"GGUF Q2_K +it was never made",
+                   r"GGUF Q3_K_M +it was made with gguf 0.1"):  # fmt: skip
+        assert re.search(reason, said), reason
+    assert read_record("GGUF Q3_K_M")["versions"]["gguf"] != "0.1" and read_record("16-bit")
 
 
 # --- the committed figures ---------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 
 import nbformat
 import pytest
-from conftest import COMPARISON, NOTEBOOKS, ROOT, TECHNIQUES
+from conftest import COMPARISON, NOTEBOOKS, ROOT
 
 from execute import NotebookFailed, execute
 from helpers.record import LESSONS, made_from
@@ -38,13 +38,12 @@ def printed(cell) -> str:
 
 
 @pytest.fixture
-def series(executed):
+def series(executed, request):
     """``series(path)``: an executed notebook; the comparison comes after the six, whose records it needs."""
 
     def run(path):
         if path == COMPARISON:
-            for technique in TECHNIQUES:
-                executed(technique)
+            request.getfixturevalue("six")
         return executed(path)[0]
 
     return run

@@ -1,0 +1,100 @@
+"""The committed outputs are those of today's cells: executed again, they say the same in everything but times.
+
+A number may differ where it is a time, a speed, or what the machine has free; all others must be equal on the device
+that the committed outputs come from, and close to them on another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import nbformat
+import pytest
+from conftest import COMPARISON, NOTEBOOKS
+
+NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
+# What depends on the clock, on what else runs, or on where the files lie.
+VOLATILE = [re.compile(pattern) for pattern in (
+    rf"{NUMBER} (?=GB of |GB free|GB in all|GB of disk|GB$)|(?<=needs the most )",
+    rf"memory: {NUMBER} MB before, {NUMBER} MB after",
+    rf"{NUMBER}(?= child processes)|(?<=hold ){NUMBER} MB",
+    rf"{NUMBER} (?:tokens/s|ms\b|GB/s|s\b)",
+    rf"{NUMBER} with llama-cpp-python",
+    rf"peak of host memory while loading: +{NUMBER} MB|^ +{NUMBER} MB from the shards",
+    r"(?:Overwriting|Writing) \S+",
+)]  # fmt: skip
+DEVICE = re.compile(r"^device +(.+)$", re.M)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def printed(cell) -> str:
+    """What a cell printed and displayed; of a figure, that there is one."""
+    parts = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        parts.append(output.get("text", "") + str(data.get("text/plain", "")))
+        parts += [f"[{kind}]" for kind in sorted(data) if kind.startswith("image/")]
+    return "\n".join(parts)
+
+
+def without_times(text: str) -> list[str]:
+    """The lines of ``text`` with every volatile number put out."""
+    lines, speeds = [], False
+    for line in text.splitlines():
+        speeds = line.rstrip().endswith("tokens/s") or speeds and bool(line.strip())
+        if speeds:  # the last column of the series' table
+            line = re.sub(rf"{NUMBER}\s*$", "?", line)
+        for pattern in VOLATILE:
+            line = pattern.sub("?", line)
+        lines.append(re.sub(r"\s+", " ", line).strip())
+    return lines
+
+
+def differences(committed, executed) -> list[tuple[int, str | None, str | None]]:
+    """The lines that are not the same: the cell's number, the committed line, and today's."""
+    found = []
+    pairs = zip(committed.cells, executed.cells, strict=True)
+    for number, (old, new) in enumerate(pairs):
+        if old.cell_type != "code" or "parameters" in old.metadata.get("tags", []):
+            continue
+        before, after = without_times(printed(old)), without_times(printed(new))
+        found += [(number, a, b) for a, b in itertools.zip_longest(before, after) if a != b]
+    return found
+
+
+def device(notebook) -> str:
+    return next(found[1] for cell in notebook.cells if (found := DEVICE.search(printed(cell))))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_outputs_are_fresh(executed, path, request):
+    if path == COMPARISON:
+        request.getfixturevalue("six")
+    committed, done = read(path), executed(path)[0]
+    found = differences(committed, done)
+    allowed = 0
+    if device(committed) != device(done):  # other kernels round otherwise: other numbers, and a few other lines
+        allowed = 0.1 * sum(len(without_times(printed(cell))) for cell in done.cells)
+        found = [(n, a, b) for n, a, b in found if re.sub(NUMBER, "#", a or "") != re.sub(NUMBER, "#", b or "")]
+    assert len(found) <= allowed, "\n".join(f"cell {n}: {a!r}, now {b!r}" for n, a, b in found)
+
+
+def test_a_changed_number_and_a_changed_word_are_seen():
+    """What the comparison must see, and what it must overlook."""
+
+    def notebook(text):
+        cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("stream", text=text)])
+        return nbformat.v4.new_notebook(cells=[cell])
+
+    old = "perplexity 1.6081 on 16 windows\nmemory: 612 MB before, 611 MB after\n20.1 tokens/s\n"
+    assert not differences(notebook(old), notebook(old.replace("612", "98").replace("20.1", "3.5")))
+    for a, b in (("1.6081", "1.6082"), ("16", "15"), ("windows", "texts"), ("perplexity", "")):
+        assert differences(notebook(old), notebook(old.replace(a, b, 1)))
+    table = "            perplexity tokens/s\nNF4              1.608     20.1\n\nmore 7"
+    assert not differences(notebook(table), notebook(table.replace("20.1", "999.9")))
+    assert differences(notebook(table), notebook(table.replace("1.608", "1.609")))
+    assert differences(notebook(table), notebook(table.replace("more 7", "more 8")))
