@@ -65,6 +65,11 @@ def install(notebook: str) -> None:
         RuntimeError: pip failed (its last words are in the message), a version is not the pinned one afterwards, or
             something was replaced that this session has already imported, so that it must be restarted.
     """
+    if notebook == "08_original_stack":
+        raise RuntimeError(
+            "This notebook needs an environment of its own beside today's, which Colab does not have. Read its outputs "
+            "here, or run it on your own machine: 'make original' makes the environment."
+        )
     wanted, before, driver = requirements(notebook), _loaded(), cuda_of_driver()
     # Colab brings torch and others: they do, unless vLLM wants its own torch.
     pins = {p: pin for p, (pin, provided) in wanted.items() if not (provided and _version(p))}

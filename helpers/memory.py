@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import threading
+import types
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,7 +194,7 @@ def _held_by(namespace: dict[str, Any]) -> list[str]:
 
     names = []
     for name, value in list(namespace.items()):
-        if RESULTS.fullmatch(name) or isinstance(value, type) or type(value).__name__ == "module":
+        if RESULTS.fullmatch(name) or isinstance(value, (type, types.ModuleType)):  # also lazy modules
             continue
         if holds(value):
             names.append(name)

@@ -4,8 +4,8 @@
 
 Each sabotage is a change that a tired writer could make: a setting dropped, another model, a cell that is gone, a
 constant, an assert removed together with what it guards, an output that was not made again. The tests of that notebook
-run in the copy until the first one fails. 07_comparison takes the records of the folder of artifacts, which must be
-those of this checkout: run it before ('python scripts/series.py run 07').
+run in the copy until the first one fails. 07_comparison and 08_original_stack take what lies in the folder of
+artifacts, which must be of this checkout: run them before ('make run').
 """
 
 # ruff: noqa: E501
@@ -53,7 +53,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
          [("exponent.clamp(min=1) - 127", "exponent.clamp(min=1) - 126"),
           ("\nassert torch.equal(rebuilt, weight.float())", "")]),
         ("the cell with the answer gone", [(CELL, "answer = result[0]")]),
-        ("a stale perplexity", [(OUTPUT, "perplexity 1.5916", "perplexity 1.5816")]),
+        ("a stale count of windows", [(OUTPUT, "on 16 windows of 256 tokens", "on 18 windows of 256 tokens")]),
         ("the embedding read for each token", [("rows = 0 if settings.tie_word_embeddings else settings.vocab_size",
                                                 "rows = 0")]),
     ],
@@ -196,7 +196,34 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("a stale divergence", [(OUTPUT, "runs, scored on the same 4,080 tokens", "runs, scored on the same 4,096 tokens")]),
         ("the cache of one conversation", [("predicted = cache_bytes(config, context=len(windows[0]), batch=2)", "predicted = cache_bytes(config, context=len(windows[0]), batch=1)")]),
     ],
+    "08_original_stack": [
+        ("sampling", [("do_sample=False, return_tensors=True", "do_sample=True, temperature=3.0, return_tensors=True")]),
+        ("no quantization", [("quantization_config=bnb_config, torch_dtype=dtype", "torch_dtype=dtype")]),
+        ("FP4 instead of NF4, its assert gone", [('bnb_4bit_quant_type="nf4"', 'bnb_4bit_quant_type="fp4"'),
+                                                 ('assert layers["NF4"].startswith("bitsandbytes.") and layers["NF4"].endswith("nf4")\n', "")]),
+        ("zero points as they are, the assert gone", [("tensors[name] - 0x11111111", "tensors[name] - 0"),
+                                                      ('assert not today or answers["GPTQ"] == today["GPTQ"][1]["answer_ids"], "the same token ids as today\'s"', "pass"),
+                                                      ("    assert np.mean(divergences) < 0.002", "    pass"),
+                                                      ('    assert torch.equal(theirs, weight), "today\'s file by hand, and auto-gptq from the older one: the same weights"\n', "    pass\n")]),
+        ("the 16-bit model instead of auto-gptq's, the assert gone",
+         [("model, pipe = load_gptq(old_folder)\nlayer", "model, pipe = load_gptq(base.source)\nlayer"),
+          ('assert all(type(model.get_submodule(name)).__module__.startswith("auto_gptq.") for name in names)\n', "")]),
+        ("compared in one window", [("zip(windows[:4], np.float32(expected[:4]), strict=True)", "zip(windows[:1], np.float32(expected[:1]), strict=True)")]),
+        ("the exam against itself", [("sum(say(ask(pipe, text, 48)) == old for", "sum(old == old for"),
+                                     ("count=12):", "count=11):")]),
+        ("a row left out", [('    {"old": "import xformers",\n     "new": "model = AutoModelForCausalLM.from_pretrained(BASE, attn_implementation=\'sdpa\')",\n'
+                             '     "why": "torch has its own fused attention, and transformers takes it by default"},\n', "")]),
+        ("an old line as the new one, the assert gone",
+         [('"new": "model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16)"', '"new": "model = AutoModelForCausalLM.from_pretrained(BASE, torch_dtype=torch.bfloat16)"'),
+          ('    assert all(said["new"] == "runs" for said in found), "each new line runs, without a warning"\n', "")]),
+        ("a wrong shift, its assert gone", [("torch.arange(0, 32, 4)[None, :, None]", "torch.arange(28, -4, -4)[None, :, None]"),
+                                            ('    assert torch.equal(theirs, weight), "today\'s file by hand, and auto-gptq from the older one: the same weights"\n', "    pass\n")]),
+        ("the cell with the word of zero points gone", [(CELL, "a word of qzeros")]),
+        ("a stale count", [(OUTPUT, "56 linear layers of auto_gptq", "64 linear layers of auto_gptq")]),
+        ("the model kept", [("del model, pipe\nreport = clear_cache()\nassert not report.held_by and alive() is None\n", "")]),
+    ],
 }  # fmt: skip
+READY = {"07_comparison", "08_original_stack"}  # they take what the others have made
 CHEAP = "not solutions and not wrong_constant"
 COMPARED = "empty or ladders or runtimes or promise or committed_figures or refused or made_again"
 
@@ -249,6 +276,9 @@ def tests_of(stem: str) -> list[str]:
     if stem == "07_comparison":
         files.append("test_comparison")
         wanted = f"({stem} or {COMPARED}) and {CHEAP}"
+    if stem == "08_original_stack":
+        files[1] = "test_original"
+        wanted = f"({stem} or test_original) and {CHEAP}"
     return [*(f"tests/{file}.py" for file in files), "-k", wanted]
 
 
@@ -294,7 +324,7 @@ def main() -> None:
         for number in range(given.workers):
             folder = pathlib.Path(name).resolve() / str(number)
             copy = copy_of_the_checkout(folder / "checkout")
-            if "07_comparison" in given.only:
+            if READY & set(given.only):
                 shutil.copytree(artifacts_folder(), folder / "artifacts", copy_function=os.link)
             copies.put((copy, folder / "artifacts"))
         done = []
@@ -303,7 +333,7 @@ def main() -> None:
             stem, what, edits = job
             copy, artifacts = copies.get()
             try:
-                caught, seconds = attempt(stem, edits, copy, artifacts if stem == "07_comparison" else None)
+                caught, seconds = attempt(stem, edits, copy, artifacts if stem in READY else None)
             finally:
                 copies.put((copy, artifacts))
             done.append(job)

@@ -18,6 +18,7 @@ from typing import Any
 import nbformat
 import papermill
 import psutil
+from jupyter_client.kernelspec import NoSuchKernel
 
 SHELL_LINE = re.compile(
     r"^\s*(\w+\s*=\s*)?(!|%(pip|conda|sx|system)\b|%%(bash|sh|script|system|sx)\b|get_ipython\(\)|os\.system\()", re.M
@@ -75,11 +76,13 @@ def execute(
             str(output),
             parameters=parameters or {},
             cwd=str(folder),
-            kernel_name="python3",
+            kernel_name=source.metadata.get("kernelspec", {}).get("name", "python3"),
             progress_bar=progress,
             execution_timeout=timeout,
             extra_arguments=["--IPKernelApp.log_level=50"],  # the kernel's remarks on its own transport
         )
+    except NoSuchKernel as error:
+        raise NotebookFailed(f"{name} needs the kernel {error.name!r}: type 'make original'.") from None
     except Exception as error:  # PapermillExecutionError, CellTimeoutError, DeadKernelError
         raise NotebookFailed(f"{name}: {type(error).__name__}: {str(error)[-3000:]}") from None
     finally:

@@ -19,7 +19,8 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hub-")  # what this machine has
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS, ORIGINAL = ALL[:7], ALL[7]  # the last one has an environment and a kernel of its own
 RECORDS = {  # the notebook and the record that it leaves
     "01_baseline": "16-bit",
     "02_sharding": "16-bit, sharded",
@@ -30,7 +31,7 @@ RECORDS = {  # the notebook and the record that it leaves
 }
 TECHNIQUES = NOTEBOOKS[:6]
 PREPARED = os.environ.get("SERIES_ARTIFACTS")  # a folder with all records, for proofs/mutate.py
-COMPARISON = NOTEBOOKS[-1]
+COMPARISON = NOTEBOOKS[6]
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +51,25 @@ def executed(artifacts, tmp_path_factory):
     folder, done = tmp_path_factory.mktemp("executed"), {}
 
     def run(path: pathlib.Path):
+        if path == ORIGINAL:
+            require_original()
+            for needed in NOTEBOOKS[3:5] if not PREPARED else ():
+                run(needed)
         if path not in done:
             notebook = execute(path, folder / path.name, timeout=1800)
             done[path] = notebook, read_record(RECORDS[path.stem]) if path.stem in RECORDS else None
         return done[path]
 
     return run
+
+
+def require_original() -> None:
+    """The kernel with the libraries of 2023: where tests must not be skipped, its absence is a failure."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    if "series-2023" not in KernelSpecManager().find_kernel_specs():
+        say = pytest.fail if os.environ.get("CI") else pytest.skip
+        say("the environment of 08_original_stack is missing: type 'make original'")
 
 
 @pytest.fixture(scope="session")

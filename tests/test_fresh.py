@@ -11,7 +11,7 @@ import re
 
 import nbformat
 import pytest
-from conftest import COMPARISON, NOTEBOOKS
+from conftest import ALL, COMPARISON
 
 NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 # What depends on the clock, on what else runs, or on where the files lie.
@@ -70,7 +70,7 @@ def device(notebook) -> str:
     return next(found[1] for cell in notebook.cells if (found := DEVICE.search(printed(cell))))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_committed_outputs_are_fresh(executed, path, request):
     if path == COMPARISON:
         request.getfixturevalue("six")

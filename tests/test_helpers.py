@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 import weakref
 from types import SimpleNamespace
 
@@ -298,6 +299,17 @@ def test_clear_cache_names_the_holder(hold, name, capsys):
     assert report.held_by == [name]
     assert name in capsys.readouterr().out
     assert helpers.clear_cache({}).held_by == []
+
+
+def test_a_module_of_any_kind_holds_no_model(capsys):
+    """``import transformers`` binds a lazy module, whose ``_modules`` is a set of names."""
+
+    class Lazy(types.ModuleType):
+        _modules = {"a", "b"}
+
+    module = Lazy("lazy")
+    module._modules = {"a", "b"}
+    assert helpers.clear_cache({"lazy": module, "model": small_model()}).held_by == ["model"]
 
 
 def test_clear_cache_frees_a_model_in_a_cycle():

@@ -6,7 +6,7 @@ import re
 
 import nbformat
 import pytest
-from conftest import COMPARISON, NOTEBOOKS, ROOT
+from conftest import ALL, COMPARISON, NOTEBOOKS, ROOT
 
 from execute import NotebookFailed, execute
 from helpers.record import LESSONS, made_from
@@ -49,7 +49,7 @@ def series(executed, request):
     return run
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_exercises_are_two_or_three_and_whole(path):
     notebook = read(path)
     assert 2 <= len(exercises(notebook)) <= 3
@@ -57,14 +57,14 @@ def test_exercises_are_two_or_three_and_whole(path):
     assert any(cell.source.startswith("## Exercises") for cell in notebook.cells)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_an_unsolved_exercise_says_not_yet(series, path):
     notebook = series(path)
     for _, check, _ in exercises(notebook):
         assert printed(notebook.cells[check]).startswith("not yet"), printed(notebook.cells[check])
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_the_solutions_are_right(series, path, tmp_path):
     """The notebook once more, with the folded solutions in the cells for the answers."""
     series(path)  # so that all it makes is there
@@ -171,7 +171,7 @@ def test_a_term_is_linked_where_it_is_first_used(term):
 
 def test_every_glossary_link_leads_to_a_term():
     anchors = {term.lower().replace(" ", "-") for term in TERMS}
-    for path in NOTEBOOKS:
+    for path in ALL:
         for cell in read(path).cells:
             assert set(re.findall(r"GLOSSARY\.md#([\w-]+)", cell.source)) <= anchors
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
+import json
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
 
 import pytest
-from conftest import NOTEBOOKS, ROOT
+from conftest import ALL, ROOT
 
 import setup
+from helpers import colab
 from helpers.converter import _unpack
 from series import chosen
 
@@ -41,7 +46,7 @@ def test_another_python_is_told_what_to_do(monkeypatch):
 
 
 def test_notebooks_are_chosen_by_number():
-    assert chosen([]) == NOTEBOOKS
+    assert chosen([]) == ALL
     assert [path.stem for path in chosen(["03", "01"])] == ["01_baseline", "03_nf4"]
     with pytest.raises(SystemExit, match="There is no notebook 99"):
         chosen(["99"])
@@ -49,7 +54,7 @@ def test_notebooks_are_chosen_by_number():
 
 def test_the_makefile_runs_every_notebook():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert all(path.name[:2] in text for path in NOTEBOOKS)
+    assert all(path.name[:2] in text for path in ALL)
     done = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "setup.py" in done.stdout and "series.py" in done.stdout
 
@@ -79,3 +84,50 @@ def test_an_archive_that_climbs_out_is_refused(tmp_path):
 def test_an_archive_without_the_converter_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="holds no convert_hf_to_gguf.py"):
         _unpack(_archive(tmp_path, "conversion/base.py"), tmp_path / "out")
+
+
+def test_an_audit_that_looked_nothing_up_is_no_clean_bill():
+    """pip-audit ends well when the index knows no package: its words are read, not its exit."""
+    from audit import report
+
+    vulnerable = {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
+    clean, skipped = {"name": "b", "version": "1", "vulns": []}, {"name": "c", "skip_reason": "not found"}
+    said = json.dumps({"dependencies": [vulnerable, clean, skipped], "fixes": []})
+    assert report(said) == (["a 1: CVE-1, mended in 2"], ["c"], 2)
+
+
+def test_the_lock_file_has_hashes_and_the_pins_of_requirements():
+    text = (ROOT / "requirements-lock.txt").read_text(encoding="utf-8")
+    locked = dict(re.findall(r"^([\w.-]+)==([^\s\\]+)", text, re.M))
+    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[\w.-]+==)", text)[1:])
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M)
+    assert dict(pins).items() - locked.items() == {("torch", "2.13.0")} and len(locked) > 100
+    for name, version in locked.items():
+        assert importlib.metadata.version(name) == version, f"{name} is not installed as locked"
+
+
+def test_only_what_is_wanted_is_taken_from_the_lock_file():
+    with setup.locked(lambda name: name in ("pytest", "gguf")) as arguments:
+        assert arguments[:2] == ["--no-deps", "--require-hashes"]
+        text = pathlib.Path(arguments[-1]).read_text()
+    assert re.findall(r"^[\w-]+", text, re.M) == ["gguf", "pytest"] and text.count("--hash=") >= 2
+
+
+@pytest.mark.parametrize(("words", "flags"), [("exit 0", True), ("exit 1", False)], ids=["knows AMX", "does not"])
+def test_amx_is_left_out_where_the_compiler_knows_it(tmp_path, monkeypatch, words, flags):
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n{words}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CMAKE_ARGS", "-DMINE=1")
+    found = colab.without_amx(str(compiler))
+    assert (found == {}) != flags
+    if flags:
+        assert shlex.split(found["CMAKE_ARGS"])[0] == "-DMINE=1" and "-mno-amx-tile" in found["CMAKE_ARGS"]
+    assert colab.without_amx(str(tmp_path / "missing")) == {}
+
+
+def test_llama_cpp_was_compiled_without_amx():
+    """With it, llama.cpp ends the kernel on some processors; see helpers/colab.py."""
+    import llama_cpp
+
+    assert b"AMX" not in llama_cpp.llama_print_system_info()

@@ -1,0 +1,112 @@
+"""08_original_stack: the libraries of 2023 do the work, and the lines that took their place run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ORIGINAL, ROOT, shown
+
+from execute import NotebookFailed, execute
+from helpers.record import read_record
+
+
+@pytest.fixture(scope="module")
+def original(executed):
+    return executed(ORIGINAL)[0]
+
+
+def test_the_articles_libraries_do_the_work(original):
+    said = shown(original)
+    assert re.search(r"56 linear layers of auto_gptq\.nn_modules\.qlinear\.\w+\.QuantLinear", said)
+    assert "ctransformers.transformers.CTransformersModel" in said and "bitsandbytes.nn.modules.Linear4bit, nf4" in said
+    versions = dict(re.findall(r"^(transformers|auto-gptq|optimum) +([\d.]+)$", said, re.M))
+    assert versions["transformers"].startswith("4.") and set(versions) == {"transformers", "auto-gptq", "optimum"}
+
+
+def test_its_answers_are_todays(original):
+    said = shown(original)
+    for name in ("16-bit", "GPTQ 4-bit", "GGUF Q4_K_M"):
+        answer = read_record(name)["answer"]
+        assert said.count(answer) >= 4, f"{name}: each of the four ways answers {answer!r}"
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith(("GPTQ  ", "GGUF  "))}
+    for kind in ("GPTQ", "GGUF"):  # the same ids; of a dozen answers nearly all, since a near-tie may fall otherwise
+        assert rows[kind][-2] == "True" and int(rows[kind][-1]) >= 11, rows[kind]
+    assert float(re.search(r"KL divergence between the two libraries: ([\d.]+)", said)[1]) < 0.002
+
+
+def test_the_new_format_is_misread_without_a_word(original):
+    """What the notebook warns of: the checkpoint as it is gives nonsense, and no error."""
+    (cell,) = [c for c in original.cells if c.cell_type == "code" and "unchanged = ask(" in c.source]
+    assert len(cell.outputs) == 1 and cell.outputs[0].name == "stdout"
+    assert cell.outputs[0].text.strip() and "Large Language Model" not in cell.outputs[0].text
+
+
+def test_the_table_has_every_row_of_the_issue_and_its_outcome(original):
+    said = shown(original)
+    outcomes = re.findall(r"^2023   (.+)\n       (.+)\ntoday  (.+)\n       (.+)$", said, re.M)
+    assert len(outcomes) == 8 and all(new.startswith("runs: ") for _, _, _, new in outcomes)
+    wanted = {
+        "git+https": "fails: Can't verify hashes", "xformers": "fails: ModuleNotFoundError",
+        "torch_dtype": "warns: `torch_dtype` is deprecated", "zephyr-7b-alpha": "fails: ValueError",
+        "temperature": "warns: The following generation flags are not valid", "auto_gptq": "fails: ImportError",
+        "hf=True": "fails: AttributeError", "empty_cache()": r"fails: afterwards alive\(\) is None does not hold",
+    }  # fmt: skip
+    for word, pattern in wanted.items():
+        (found,) = [outcome for old, outcome, _, _ in outcomes if word in old]
+        assert re.match(pattern, found), (word, found)
+
+
+def test_a_row_that_does_not_hold_is_seen():
+    """The runner itself: a new line that warns or fails, an old one that simply runs."""
+    rows = [
+        {"old": "x = 1", "new": "import warnings; warnings.warn('old hat', FutureWarning)"},
+        {"old": "1 / 0", "new": "x = 2", "check": "x == 2"},
+        {"old": "open('/no/such/file')", "new": "y = 3", "before": ["y = 2"], "check": "y == 2"},
+    ]
+    command = [sys.executable, str(ROOT / "scripts" / "migration.py")]
+    given = json.dumps({"names": {}, "rows": rows})
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        {"new": "warns: old hat", "old": "runs"},
+        {"new": "runs", "old": "fails: ZeroDivisionError: division by zero"},
+        {"new": "fails: afterwards y == 2 does not hold",
+         "old": "fails: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'"},
+    ]  # fmt: skip
+
+
+def test_another_kernel_is_told_what_to_do(tmp_path):
+    notebook = nbformat.read(ORIGINAL, as_version=4)
+    last = next(i for i, cell in enumerate(notebook.cells) if "make original" in cell.source and "raise" in cell.source)
+    notebook.cells = notebook.cells[: last + 1]
+    notebook.metadata["kernelspec"]["name"] = "python3"
+    with pytest.raises(NotebookFailed, match="the libraries of 2023 want 4.45. Type 'make original'"):
+        execute(notebook, tmp_path / "out.ipynb")
+
+
+def test_a_kernel_that_is_not_there_is_named(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
+    notebook.metadata["kernelspec"] = {"name": "series-1999", "display_name": "x", "language": "python"}
+    with pytest.raises(NotebookFailed, match="needs the kernel 'series-1999': type 'make original'"):
+        execute(notebook, tmp_path / "out.ipynb")
+
+
+def test_colab_is_told_that_it_has_no_such_environment():
+    from helpers import colab
+
+    with pytest.raises(RuntimeError, match="needs an environment of its own"):
+        colab.install("08_original_stack")
+
+
+def test_the_two_environments_are_apart():
+    """transformers 4 and what needs it must not come near the others' environment."""
+    import importlib.util
+
+    assert importlib.util.find_spec("auto_gptq") is None and importlib.util.find_spec("peft") is None
+    pins = (ROOT / "requirements-2023.txt").read_text(encoding="utf-8")
+    packages = dict(re.findall(r"^([\w-]+)==([\d.]+)", pins, re.M))
+    assert len(packages) <= 15 and packages["transformers"].startswith("4.45.") and "auto-gptq" in packages
