@@ -4,7 +4,7 @@ QUANT_VENV ?= .venv
 export QUANT_VENV
 BIN = $(QUANT_VENV)/bin/python
 
-.PHONY: run test original refresh benchmark guide speed lab
+.PHONY: run test original refresh benchmark guide speed newest audit lab
 
 run:
 	@"$(PYTHON)" scripts/setup.py core
@@ -36,6 +36,13 @@ guide:
 speed:
 	@"$(PYTHON)" scripts/setup.py all
 	@"$(BIN)" scripts/speed.py
+
+newest:
+	@"$(PYTHON)" scripts/setup.py all
+	@"$(BIN)" scripts/drift.py --newest
+
+audit:
+	@"$(PYTHON)" scripts/audit.py
 
 lab:
 	@"$(PYTHON)" scripts/setup.py all

@@ -23,22 +23,25 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
+OF_THE_LINE = re.compile("deprecated|ignored|not valid|removed|renamed")  # other remarks are a library's own affairs
+
 
 class Heard(logging.Handler):
-    """What libraries warn of, through logging and through warnings."""
+    """What a library's logger says of the line that it was given."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
+        if OF_THE_LINE.search(record.getMessage()):
+            self.texts.append(record.getMessage())
 
 
 def pip(line: str) -> str:
     """The outcome of a pip line: nothing is installed, and nothing is taken that has no hash to be checked by."""
     words = line.split()[1:]
-    words += ["--dry-run", "--no-deps", "-q"] + (["--require-hashes"] if "git+" in line else [])
+    words += ["--dry-run", "--no-deps", "-q", "--no-color"] + (["--require-hashes"] if "git+" in line else [])
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
     errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
     return f"fails: {errors[0]}" if done.returncode else "runs"
@@ -60,7 +63,7 @@ def outcome(line: str, row: dict[str, Any], shell: InteractiveShell, heard: Hear
         return f"fails: {type(error).__name__}: {said}"
     if row.get("check") and not eval(row["check"], shell.user_ns):  # the row's own line
         return f"fails: afterwards {row['check']} does not hold"
-    texts = heard.texts + [str(w.message) for w in caught if issubclass(w.category, (FutureWarning, UserWarning))]
+    texts = heard.texts + [str(w.message) for w in caught if issubclass(w.category, FutureWarning)]
     return f"warns: {texts[0].strip().splitlines()[0]}" if texts else "runs"
 
 
