@@ -1,6 +1,6 @@
 """Does memory come back? All six techniques in one kernel, one after the other, for ten rounds.
 
-    python proofs/soak.py [--rounds 10] [--layers N] [--out proofs/soak.md]
+    python proofs/soak.py [--rounds 10] [--layers N] [--techniques baseline NF4 ...] [--out proofs/soak.md]
 
 The model has a real shape and random weights (scripts/speed.py makes it), so that 2 % of it is more than an
 allocator's noise. In each round every technique is loaded, asked, and treated as a reader would: with an exception
@@ -38,8 +38,7 @@ forgotten = temporary_files()  # of vLLM's, as in 06_awq
 import torch, psutil
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, pipeline
-import llama_cpp
-from vllm import LLM, SamplingParams
+{imports}
 from helpers.memory import child_processes, resident_bytes
 FOLDER, cuda = {folder!r}, torch.cuda.is_available()
 device_map = "auto" if cuda else "cpu"
@@ -70,6 +69,8 @@ def engines():
     return [pid for pid in child_processes() if tracker not in str(psutil.Process(pid).cmdline())]
 """
 
+IMPORTS = {"GGUF": "import llama_cpp", "AWQ": "from vllm import LLM, SamplingParams"}
+NEEDS = {"GPTQ": "gptq", "AWQ": "awq", "GGUF": "Q4_K_M"}  # what is made of the base model
 LOAD = {
     "baseline": """
 with quiet():
@@ -170,11 +171,11 @@ class Kernel:
         return json.loads(self.run("print(json.dumps(state()))").splitlines()[-1])
 
 
-def make(folder: pathlib.Path, layers: int) -> int:
-    """The model in every format; returns the bytes of the 16-bit one."""
+def make(folder: pathlib.Path, layers: int, techniques: list[str]) -> int:
+    """The model in every format that the techniques need; returns the bytes of the 16-bit one."""
     from helpers import disk_bytes, quiet
 
-    for kind in ("base", "gptq", "awq", "Q4_K_M"):
+    for kind in ("base", *(NEEDS[t] for t in techniques if t in NEEDS)):
         if (folder / "made" / kind).exists():
             continue
         print(f"making {kind} ...", end="", flush=True)
@@ -196,18 +197,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--layers", type=int, help="of the model; as many as the real shape has when it is not given")
+    parser.add_argument("--techniques", nargs="+", choices=list(LOAD), default=list(LOAD))
     parser.add_argument("--models", help="a folder that keeps the models for the next time")
     parser.add_argument("--out", help="the report's file")
     given = parser.parse_args()
     layers = given.layers or speed.SHAPES[speed.device()]["num_hidden_layers"]
-    dice, techniques, habits = random.Random(0), list(LOAD), list(HABITS)
+    dice, techniques, habits = random.Random(0), [t for t in LOAD if t in given.techniques], list(HABITS)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(given.models or name).resolve()
         folder.mkdir(exist_ok=True)
-        size = make(folder, layers)
+        size = make(folder, layers, techniques)
         os.chdir(folder)  # gptqmodel's log
         kernel = Kernel(pathlib.Path(name).resolve())
-        kernel.run(START.format(root=str(report.ROOT), folder=str(folder), temporary=str(kernel.temporary)))
+        imports = "\n".join(IMPORTS[t] for t in techniques if t in IMPORTS)
+        places = {"root": str(report.ROOT), "folder": str(folder), "temporary": str(kernel.temporary)}
+        kernel.run(START.format(imports=imports, **places))
         rows, began = [], None
         for number in range(given.rounds + 1):
             for place, technique in enumerate(techniques):
@@ -244,6 +248,7 @@ def main() -> None:
 
 
 def write(given, rows: list[dict], began: dict, size: int, left: list[str]) -> None:
+    techniques = list(dict.fromkeys(row["technique"] for row in rows))
     kinds = [k for k in ("resident", "allocated", "reserved", "used on the GPU") if k in began]
     rounds, limit = given.rounds, LIMIT * size
     text = f"The 16-bit model has {size / 1e6:,.0f} MB; {LIMIT:.0%} of it are {limit / 1e6:,.1f} MB.\n\n"
@@ -254,10 +259,10 @@ def write(given, rows: list[dict], began: dict, size: int, left: list[str]) -> N
         for number in range(1, rounds + 1):
             here = [row for row in rows if row["round"] == number]
             lines.append([number, *(round((row[kind] - began[kind]) / 1e6, 1) for row in here)])
-        text += report.table(["round", *LOAD], lines) + "\n\n"
+        text += report.table(["round", *techniques], lines) + "\n\n"
         worst = max(row[kind] - began[kind] for row in rows)
-        middle, last = (sum(row[kind] for row in rows if row["round"] == n) / len(LOAD) for n in (rounds // 2, rounds))
-        growth = (last - middle) / max(1, rounds - rounds // 2)
+        mean = {n: sum(row[kind] for row in rows if row["round"] == n) / len(techniques) for n in (rounds // 2, rounds)}
+        growth = (mean[rounds] - mean[rounds // 2]) / max(1, rounds - rounds // 2)
         text += (
             f"At most {worst / 1e6:,.1f} MB, {worst / size:.2%} of the model; from round {rounds // 2} to {rounds} "
             f"{growth / 1e6:+.2f} MB a round, {growth / size:+.3%} of the model.\n\n"
@@ -274,11 +279,12 @@ def write(given, rows: list[dict], began: dict, size: int, left: list[str]) -> N
     text += f"- in the folder for temporary files after the kernel's end: {', '.join(left) or 'nothing'}\n\n"
     text += "What was done before each release:\n\n"
     text += report.table(
-        ["round", *LOAD],
+        ["round", *techniques],
         [[n, *(row["habit"] for row in rows if row["round"] == n)] for n in range(1, rounds + 1)],
     )
     verdict = f"**Failed: {', '.join(failures)}.**" if failures else "**Everything came back.**"
     command = "python proofs/soak.py" + (f" --layers {given.layers}" if given.layers else "")
+    command += f" --techniques {' '.join(techniques)}" if len(techniques) < len(LOAD) else ""
     report.write("Soak: does memory come back?", command, f"{verdict} {text}", given.out)
     sys.exit(bool(failures))
 
