@@ -252,8 +252,8 @@ def fetch(package: str, version: str, folder: pathlib.Path) -> pathlib.Path | No
     return folder
 
 
-def fetch_source(package: str, version: str, folder: pathlib.Path) -> pathlib.Path | None:
-    """The Python files of a source release; nothing is built."""
+def fetch_source(package: str, version: str, folder: pathlib.Path, module: str | None) -> pathlib.Path | None:
+    """The Python files of a source release's ``module``; pip looks at its metadata, and nothing is built."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
     done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True)
@@ -263,7 +263,7 @@ def fetch_source(package: str, version: str, folder: pathlib.Path) -> pathlib.Pa
     with tarfile.open(archive) as tar:
         for member in tar:
             member.name = member.name.partition("/")[2]
-            if member.isfile() and (member.name.startswith("llama_cpp/") or member.name == "PKG-INFO"):
+            if member.isfile() and member.name.startswith((f"{module}/", "PKG-INFO")):
                 tar.extract(member, folder, filter="data")
     archive.unlink()
     return folder
@@ -311,7 +311,7 @@ def compare_newest(found: list[Call], run: bool) -> str:
             if version in (None, ours[package].partition("+")[0]) or package == "torch":
                 continue
             folder = pathlib.Path(name) / package
-            release = fetch(package, version, folder) or fetch_source(package, version, folder)
+            release = fetch(package, version, folder) or fetch_source(package, version, folder, module)
             if release is None:
                 row[3] = "cannot be fetched"
                 continue
