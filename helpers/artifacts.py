@@ -84,18 +84,14 @@ def building(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def scratch_folder(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    """A hidden folder in ``parent`` that goes with the block; one whose process was killed goes when the next is made.
+    """A hidden folder in ``parent`` that goes with the block; one whose process was killed goes when somebody looks.
 
     Raises:
         OSError: the disk ran full in the block.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with _only_one(parent):
-        for left in parent.glob(".*.part"):
-            if (lock := _locked(left)) is not None:  # nobody holds it any more
-                _end_orphans_of(left)
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
+        _sweep(parent)
         scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=parent))
         lock = _locked(scratch)
     try:
@@ -112,6 +108,15 @@ def scratch_folder(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if lock is not None:
+            os.close(lock)
+
+
+def _sweep(parent: pathlib.Path) -> None:
+    """Remove the scratch folders in ``parent`` that nobody holds any more. To be called under ``_only_one``."""
+    for left in parent.glob(".*.part"):
+        if (lock := _locked(left)) is not None:
+            _end_orphans_of(left)
+            shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
 
 
@@ -184,6 +189,9 @@ def is_made(folder: pathlib.Path) -> bool:
     """Whether the artifact is there and whole. One that is damaged is named in a warning, and is to be made again."""
     if not folder.exists():
         return False
+    if any(folder.parent.glob(".*.part")) and os.access(folder.parent, os.W_OK):
+        with _only_one(folder.parent):  # one that was killed after its work was done leaves nothing either
+            _sweep(folder.parent)
     found = damage(folder)
     if found:
         warnings.warn(f"{folder.name} is damaged: {found}. It is made again.", stacklevel=2)

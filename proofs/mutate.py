@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
+import contextlib
+import io
 import os
 import pathlib
 import queue
@@ -327,7 +329,7 @@ def main() -> None:
             if READY & set(given.only):
                 shutil.copytree(artifacts_folder(), folder / "artifacts", copy_function=os.link)
             copies.put((copy, folder / "artifacts"))
-        done = []
+        done = {}
 
         def run(job):
             stem, what, edits = job
@@ -336,19 +338,27 @@ def main() -> None:
                 caught, seconds = attempt(stem, edits, copy, artifacts if stem in READY else None)
             finally:
                 copies.put((copy, artifacts))
-            done.append(job)
+            done[stem, what] = caught or "**escaped**"
             print(f"[{len(done):2}/{len(jobs)}] {stem:14} {what:50} {seconds:4.0f} s  {caught or 'ESCAPED'}", flush=True)
-            return [stem, what, caught or "**escaped**"]
+            with contextlib.redirect_stdout(io.StringIO()):  # so far: hours may be cut short
+                write(jobs, done, given.out)
 
         with concurrent.futures.ThreadPoolExecutor(given.workers) as pool:
-            rows = list(pool.map(run, jobs))
+            list(pool.map(run, jobs))
+    sys.exit(not write(jobs, done, given.out))
+
+
+def write(jobs: list[tuple], done: dict[tuple[str, str], str], out: str | None) -> bool:
+    """The report of what has been done so far; whether all was caught."""
+    rows = [[stem, what, done[stem, what]] for stem, what, _ in jobs if (stem, what) in done]
     applied, caught = collections.Counter(row[0] for row in rows), collections.Counter()
     caught.update(row[0] for row in rows if row[2] != "**escaped**")
-    text = f"**{sum(applied.values())} sabotages applied, {sum(caught.values())} caught.**\n\n"
+    text = f"**{sum(applied.values())} sabotages applied, {sum(caught.values())} caught.**"
+    text += f" {len(jobs) - len(rows)} more were not tried.\n\n" if len(rows) < len(jobs) else "\n\n"
     text += report.table(["notebook", "applied", "caught"], [[stem, applied[stem], caught[stem]] for stem in applied])
     text += "\n\n" + report.table(["notebook", "what was done", "the first test that failed"], rows)
-    report.write("Mutations: do the tests see it?", "python proofs/mutate.py", text, given.out)
-    sys.exit(applied != caught)
+    report.write("Mutations: do the tests see it?", "python proofs/mutate.py", text, out)
+    return applied == caught
 
 
 if __name__ == "__main__":
