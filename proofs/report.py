@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+HERE = pathlib.Path.cwd()  # a proof may go elsewhere
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "optimum", "gptqmodel", "llama-cpp-python", "vllm")
 
@@ -60,7 +61,7 @@ def write(title: str, command: str, text: str, out: str | None = None) -> None:
     whole = f"{head}{machine()}.  \n{versions()}.\n\n{text.strip()}\n"
     print(whole)
     if out:
-        target = pathlib.Path(out)
+        target = HERE / out
         scratch = target.with_suffix(".part")
         scratch.write_text(whole, encoding="utf-8")
         scratch.replace(target)

@@ -20,7 +20,8 @@ VOLATILE = [re.compile(pattern) for pattern in (
     rf"memory: {NUMBER} MB before, {NUMBER} MB after",
     rf"{NUMBER}(?= child processes)|(?<=hold ){NUMBER} MB",
     rf"{NUMBER} (?:tokens/s|ms\b|GB/s|s\b)",
-    rf"{NUMBER} with llama-cpp-python",
+    rf"{NUMBER} with llama-cpp-python|(?<=measured above, ){NUMBER}",
+    rf"^\[ *{NUMBER}/{NUMBER}\] .* \.\.\.|{NUMBER}(?= of {NUMBER} records are there)",  # 07
     rf"peak of host memory while loading: +{NUMBER} MB|^ +{NUMBER} MB from the shards",
     r"(?:Overwriting|Writing) \S+",
 )]  # fmt: skip
@@ -33,25 +34,29 @@ def read(path):
 
 def printed(cell) -> str:
     """What a cell printed and displayed; of a figure, that there is one."""
-    parts = []
+    text = ""
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        parts.append(output.get("text", "") + str(data.get("text/plain", "")))
-        parts += [f"[{kind}]" for kind in sorted(data) if kind.startswith("image/")]
-    return "\n".join(parts)
+        text += output.get("text", "")  # what is printed comes in pieces, cut where the kernel paused
+        text += "".join(f"\n[{kind}]" for kind in sorted(data) if kind.startswith("image/"))
+        text += "\n" + str(data["text/plain"]) + "\n" if "text/plain" in data else ""
+    return text
 
 
 def without_times(text: str) -> list[str]:
     """The lines of ``text`` with every volatile number put out."""
-    lines, speeds = [], False
+    lines, last, free = [], False, False
     for line in text.splitlines():
-        speeds = line.rstrip().endswith("tokens/s") or speeds and bool(line.strip())
-        if speeds:  # the last column of the series' table
+        last = line.rstrip().endswith(("tokens/s", "peak while loading")) or last and bool(line.strip())
+        free = "free here" in line or free and bool(line.strip())
+        if last:  # the last column of a table
             line = re.sub(rf"{NUMBER}\s*$", "?", line)
+        if free:  # the first of its columns of whole numbers: what fits into this machine's memory
+            line = re.sub(r" \d+(?= )", " ?", line, count=1)
         for pattern in VOLATILE:
             line = pattern.sub("?", line)
         lines.append(re.sub(r"\s+", " ", line).strip())
-    return lines
+    return [line for line in lines if line.strip("? ")]
 
 
 def differences(committed, executed) -> list[tuple[int, str | None, str | None]]:
