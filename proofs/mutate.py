@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import nbformat
@@ -329,7 +330,7 @@ def main() -> None:
             if READY & set(given.only):
                 shutil.copytree(artifacts_folder(), folder / "artifacts", copy_function=os.link)
             copies.put((copy, folder / "artifacts"))
-        done = {}
+        done, one_at_a_time = {}, threading.Lock()
 
         def run(job):
             stem, what, edits = job
@@ -340,7 +341,7 @@ def main() -> None:
                 copies.put((copy, artifacts))
             done[stem, what] = caught or "**escaped**"
             print(f"[{len(done):2}/{len(jobs)}] {stem:14} {what:50} {seconds:4.0f} s  {caught or 'ESCAPED'}", flush=True)
-            with contextlib.redirect_stdout(io.StringIO()):  # so far: hours may be cut short
+            with one_at_a_time, contextlib.redirect_stdout(io.StringIO()):  # so far: hours may be cut short
                 write(jobs, done, given.out)
 
         with concurrent.futures.ThreadPoolExecutor(given.workers) as pool:
