@@ -100,6 +100,12 @@ def test_quality_is_that_of_the_width(executed, path):
     assert record["perplexity"] == pytest.approx(1.592, rel=0.002) if whole else 1.595 < record["perplexity"] < 1.66
 
 
+def test_02_sharding_measures_its_shards(executed):
+    """Several files have several headers: they take a few bytes more than one."""
+    one, several = (executed(NOTEBOOKS[i])[1] for i in (0, 1))
+    assert 0 < several["disk_bytes"] - one["disk_bytes"] < 1000
+
+
 def test_token_ids_agree_in_all_runtimes(executed):
     """transformers, llama.cpp and vLLM here; ctransformers is asserted in 05_gguf, on the same ids."""
     ids = {path.stem: executed(path)[1]["prompt_ids"] for path in TECHNIQUES}

@@ -137,6 +137,19 @@ def test_every_package_says_which_notebooks_need_it():
         assert needed["torch"][1], "Colab's own torch does"
 
 
+ASSERTS = {
+    "01_baseline": 8, "02_sharding": 13, "03_nf4": 21, "04_gptq": 6,
+    "05_gguf": 14, "06_awq": 17, "07_comparison": 10, "08_original_stack": 12,
+}  # fmt: skip
+
+
+def test_no_assert_goes_unnoticed(path):
+    """An assert that is removed together with what it guards leaves outputs that look alike: count them."""
+    code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    trees = [ast.parse(source.partition("\n")[2] if source.startswith("%%") else source) for source in code]
+    assert sum(isinstance(node, ast.Assert) for tree in trees for node in ast.walk(tree)) == ASSERTS[path.stem]
+
+
 def test_links_between_notebooks_lead_somewhere(path):
     for cell in read(path).cells:
         for target in re.findall(r"\]\((\d\d_\w+\.ipynb)\)", cell.source):
