@@ -4,7 +4,7 @@
 
 Each sabotage is a change that a tired writer could make: a setting dropped, another model, a cell that is gone, a
 constant, an assert removed together with what it guards, an output that was not made again. The tests of that notebook
-run in the copy until the first one fails. 07_comparison and 08_original_stack take what lies in the folder of
+run in the copy until the first one fails; on the unchanged notebook, the control, they must all pass. 07_comparison and 08_original_stack take what lies in the folder of
 artifacts, which must be of this checkout: run them before ('make run').
 """
 
@@ -31,6 +31,7 @@ import nbformat
 import report
 
 ROOT = report.ROOT
+CONTROL = "nothing: the control"
 OUTPUT, CELL = "in an output", "the cell with"  # instead of the line that is replaced
 
 # notebook -> [(what was done, [(old, new), ...]), ...]; 'old' stands in exactly one cell
@@ -292,8 +293,11 @@ def attempt(stem: str, edits: list[tuple], copy: pathlib.Path, artifacts: pathli
     notebook = nbformat.read(path, as_version=4)
     sabotage(notebook, edits)
     env = {key: value for key, value in os.environ.items() if key != "QUANT_ARTIFACTS"} | {"HF_HUB_OFFLINE": "1"}
-    if artifacts:
-        env["SERIES_ARTIFACTS"] = str(artifacts)
+    if artifacts:  # links, made anew: no sabotage finds what another one made
+        linked = copy.parent / "artifacts"
+        shutil.rmtree(linked, ignore_errors=True)
+        shutil.copytree(artifacts, linked, copy_function=os.link)
+        env["SERIES_ARTIFACTS"] = str(linked)
     start = time.perf_counter()
     try:
         nbformat.write(notebook, path)
@@ -321,26 +325,24 @@ def main() -> None:
         return
     from helpers.artifacts import artifacts_folder
 
-    jobs = [(stem, what, edits) for stem in given.only for what, edits in SABOTAGES[stem]]
+    jobs = [(stem, CONTROL, []) for stem in given.only]
+    jobs += [(stem, what, edits) for stem in given.only for what, edits in SABOTAGES[stem]]
     with tempfile.TemporaryDirectory() as name:
         copies: queue.Queue = queue.Queue()
         for number in range(given.workers):
-            folder = pathlib.Path(name).resolve() / str(number)
-            copy = copy_of_the_checkout(folder / "checkout")
-            if READY & set(given.only):
-                shutil.copytree(artifacts_folder(), folder / "artifacts", copy_function=os.link)
-            copies.put((copy, folder / "artifacts"))
+            copies.put(copy_of_the_checkout(pathlib.Path(name).resolve() / str(number) / "checkout"))
         done, one_at_a_time = {}, threading.Lock()
 
         def run(job):
             stem, what, edits = job
-            copy, artifacts = copies.get()
+            copy = copies.get()
             try:
-                caught, seconds = attempt(stem, edits, copy, artifacts if stem in READY else None)
+                failed, seconds = attempt(stem, edits, copy, artifacts_folder() if stem in READY else None)
             finally:
-                copies.put((copy, artifacts))
-            done[stem, what] = caught or "**escaped**"
-            print(f"[{len(done):2}/{len(jobs)}] {stem:14} {what:50} {seconds:4.0f} s  {caught or 'ESCAPED'}", flush=True)
+                copies.put(copy)
+            done[stem, what] = failed
+            text = failed or ("passed" if what == CONTROL else "ESCAPED")
+            print(f"[{len(done):2}/{len(jobs)}] {stem:14} {what:50} {seconds:4.0f} s  {text}", flush=True)
             with one_at_a_time, contextlib.redirect_stdout(io.StringIO()):  # so far: hours may be cut short
                 write(jobs, done, given.out)
 
@@ -350,16 +352,25 @@ def main() -> None:
 
 
 def write(jobs: list[tuple], done: dict[tuple[str, str], str], out: str | None) -> bool:
-    """The report of what has been done so far; whether all was caught."""
-    rows = [[stem, what, done[stem, what]] for stem, what, _ in jobs if (stem, what) in done]
-    applied, caught = collections.Counter(row[0] for row in rows), collections.Counter()
-    caught.update(row[0] for row in rows if row[2] != "**escaped**")
-    text = f"**{sum(applied.values())} sabotages applied, {sum(caught.values())} caught.**"
-    text += f" {len(jobs) - len(rows)} more were not tried.\n\n" if len(rows) < len(jobs) else "\n\n"
-    text += report.table(["notebook", "applied", "caught"], [[stem, applied[stem], caught[stem]] for stem in applied])
+    """The report of what has been done so far; whether all sabotages were caught and all controls passed."""
+    rows = [
+        [stem, what, done[stem, what] or "**escaped**"]
+        for stem, what, _ in jobs
+        if done.get((stem, what)) is not None and what != CONTROL
+    ]
+    controls = {stem: done.get((stem, CONTROL)) for stem, what, _ in jobs if what == CONTROL}
+    said = {stem: "not tried" if failed is None else failed or "passed" for stem, failed in controls.items()}
+    applied = collections.Counter(row[0] for row in rows)
+    caught = collections.Counter(row[0] for row in rows if row[2] != "**escaped**")
+    text = f"**{applied.total()} sabotages applied, {caught.total()} caught.** "
+    text += f"{sum(word == 'passed' for word in said.values())} of {len(said)} unchanged notebooks passed the same tests.\n\n"
+    if len(rows) + len(controls) < len(jobs):
+        text += f"{len(jobs) - len(controls) - len(rows)} more were not tried.\n\n"
+    lines = [[stem, said[stem], applied[stem], caught[stem]] for stem in said]
+    text += report.table(["notebook", "unchanged", "applied", "caught"], lines)
     text += "\n\n" + report.table(["notebook", "what was done", "the first test that failed"], rows)
     report.write("Mutations: do the tests see it?", "python proofs/mutate.py", text, out)
-    return applied == caught
+    return applied == caught and set(said.values()) == {"passed"}
 
 
 if __name__ == "__main__":
