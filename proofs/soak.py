@@ -37,7 +37,7 @@ from helpers import clear_cache, quiet, temporary_files
 forgotten = temporary_files()  # of vLLM's, as in 06_awq
 import torch, psutil
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, pipeline
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GPTQConfig, pipeline
 {imports}
 from helpers.memory import child_processes, resident_bytes
 FOLDER, cuda = {folder!r}, torch.cuda.is_available()
@@ -93,7 +93,10 @@ with quiet():
 ask(model)""",
     "GPTQ": """
 with quiet():
-    model = AutoModelForCausalLM.from_pretrained(FOLDER + "/gptq", dtype=torch.bfloat16, device_map=device_map)
+    # gptqmodel's own choice on a GPU fetches sources, or compiles for minutes
+    chosen = {"quantization_config": GPTQConfig(bits=4, backend="gptq_torch")} if cuda else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        FOLDER + "/gptq", dtype=torch.bfloat16, device_map=device_map, **chosen)
     ask(model)""",
     "GGUF": """
 with quiet():

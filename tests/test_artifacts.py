@@ -32,6 +32,11 @@ with building(target) as scratch:
         pause("child")
     pause("between two files")
     (scratch / "two").write_bytes(bytes(2000))
+    if moment == "all at once":  # they look before the first one has moved its folder, unless one waits for another
+        real = pathlib.Path.rename
+        pathlib.Path.rename = lambda path, to: (time.sleep(1), real(path, to))[1]
+        print("ready", flush=True)
+        sys.stdin.readline()
     if moment == "after the move":  # its scratch folder is still there
         import shutil
         real, shutil.rmtree = shutil.rmtree, lambda *a, **k: pause(moment)
@@ -41,7 +46,8 @@ print("made", flush=True)
 
 def start(target: pathlib.Path, moment: str) -> subprocess.Popen:
     command = [sys.executable, "-c", MAKER, str(target), moment]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
 
 
 @pytest.mark.parametrize("moment", ["before the first file", "between two files", "child", "after the move"])
@@ -73,7 +79,11 @@ def test_what_another_process_is_making_is_left_alone(tmp_path):
 
 
 def test_two_makers_at_once_both_succeed(tmp_path):
-    makers = [start(tmp_path / "made", "never") for _ in range(4)]
+    makers = [start(tmp_path / "made", "all at once") for _ in range(4)]
+    assert [maker.stdout.readline() for maker in makers] == ["ready\n"] * 4
+    for maker in makers:
+        maker.stdin.write("go\n")
+        maker.stdin.flush()
     assert [maker.wait(60) for maker in makers] == [0] * 4
     assert helpers.is_made(tmp_path / "made") and not any(tmp_path.glob(".*.part"))
 

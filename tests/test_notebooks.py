@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import COMPARISON, NOTEBOOKS, RECORDS, TECHNIQUES, shown
+from gguf import GGUFReader
 
 from execute import execute
 from helpers.quality import held_out_windows
@@ -105,6 +106,15 @@ def test_02_sharding_measures_its_shards(executed, artifacts):
     record = executed(NOTEBOOKS[1])[1]
     made = [sum(f.stat().st_size for f in p.glob("*.safetensors")) for p in artifacts.glob("tiny-zephyr-shards-*")]
     assert record["disk_bytes"] in made
+
+
+def test_05_gguf_converts_to_the_models_own_type(executed, artifacts):
+    """float16 would cut what bfloat16 can hold; these small weights do not show it in any figure."""
+    executed(NOTEBOOKS[4])
+    files = list(artifacts.glob("tiny-zephyr-gguf-16-bit-*/model-BF16.gguf"))
+    assert files
+    for file in files:
+        assert {tensor.tensor_type.name for tensor in GGUFReader(file).tensors} == {"BF16", "F32"}
 
 
 def test_token_ids_agree_in_all_runtimes(executed):

@@ -150,6 +150,26 @@ def test_no_assert_goes_unnoticed(path):
     assert sum(isinstance(node, ast.Assert) for tree in trees for node in ast.walk(tree)) == ASSERTS[path.stem]
 
 
+GREEDY = {"do_sample": False, "temp": 0.0, "temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0,
+          "repetition_penalty": 1.0}  # fmt: skip
+
+
+def test_every_answer_is_decoded_greedily(path):
+    """What is asked of generate, the pipeline and SamplingParams; a model this sure gives one answer in any case."""
+    sampled = []
+    for cell in read(path).cells:
+        if cell.cell_type != "code" or cell.source.startswith("%%"):
+            continue
+        for node in ast.walk(ast.parse(cell.source)):
+            given = {k.arg: k.value.value for k in getattr(node, "keywords", []) if isinstance(k.value, ast.Constant)}
+            if any(value != given.get(name, value) for name, value in GREEDY.items()):
+                sampled.append(ast.unparse(node))
+    on_purpose = [
+        "pipe(prompt, max_new_tokens=MAX_NEW_TOKENS, do_sample=True, temperature=2.0, return_full_text=False)"
+    ]
+    assert sampled == (on_purpose if path.stem == "01_baseline" else [])
+
+
 def test_links_between_notebooks_lead_somewhere(path):
     for cell in read(path).cells:
         for target in re.findall(r"\]\((\d\d_\w+\.ipynb)\)", cell.source):
