@@ -48,6 +48,9 @@ def commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
+COMMIT = commit()  # when the proof began: the files may change while it runs
+
+
 def table(header: list[str], rows: list[list[object]]) -> str:
     """A Markdown table; columns of numbers are aligned to the right."""
     numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
@@ -57,7 +60,7 @@ def table(header: list[str], rows: list[list[object]]) -> str:
 
 def write(title: str, command: str, text: str, out: str | None = None) -> None:
     """Print the report, and write it to ``out`` (else nowhere: the committed one is made with --out)."""
-    head = f"# {title}\n\nMade by `{command}` on {datetime.date.today()}, at commit {commit()}.  \n"
+    head = f"# {title}\n\nMade by `{command}` on {datetime.date.today()}, at commit {COMMIT}.  \n"
     whole = f"{head}{machine()}.  \n{versions()}.\n\n{text.strip()}\n"
     print(whole)
     if out:
