@@ -139,6 +139,7 @@ def clear_cache(namespace: dict[str, Any] | None = None) -> Cleared:
     for name in ("last_traceback", "last_value", "last_exc", "last_type"):
         if hasattr(sys, name):
             delattr(sys, name)
+    _forget_tokenizers()
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -168,6 +169,13 @@ def _forget_results(shell: Any) -> None:
     shell.last_execution_result = None
     if getattr(shell, "InteractiveTB", None) is not None:
         shell.InteractiveTB.tb = None  # the frames of the last exception that was shown
+
+
+def _forget_tokenizers() -> None:
+    """Empty vLLM's record of which tokenizer's method takes what: it keeps three tokenizers of every engine alive."""
+    record = getattr(sys.modules.get("vllm.utils.func_utils"), "_supports_kw", None)
+    if hasattr(record, "cache_clear"):
+        record.cache_clear()
 
 
 def _trim() -> None:

@@ -803,3 +803,23 @@ def test_the_published_address_makes_no_record_stale(tmp_path, monkeypatch):
     path = tmp_path / "notebooks" / "03_nf4.ipynb"
     path.write_text(path.read_text(encoding="utf-8").replace("blocksize=64", "blocksize=128"), encoding="utf-8")
     assert record.made_from("03_nf4", "tiny") != before
+
+
+def test_what_vllm_remembers_of_a_tokenizer_does_not_keep_it_alive():
+    """Three copies of the tokenizer would stay for every engine; vLLM's own record of their methods holds them."""
+    from vllm.utils.func_utils import supports_kw
+
+    def start():
+        tokenizer = SimpleNamespace()
+
+        def encode(text, return_dict=False):
+            return tokenizer
+
+        assert supports_kw(encode, "return_dict")
+        return weakref.ref(tokenizer)
+
+    alive = start()
+    gc.collect()
+    assert alive() is not None, "vLLM has mended it: clear_cache need not do it any more"
+    helpers.clear_cache({})
+    assert alive() is None
