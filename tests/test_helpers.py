@@ -810,7 +810,7 @@ def test_what_vllm_remembers_of_a_tokenizer_does_not_keep_it_alive():
     from vllm.utils.func_utils import supports_kw
 
     def start():
-        tokenizer = SimpleNamespace()
+        tokenizer = type("Tokenizer", (), {})()
 
         def encode(text, return_dict=False):
             return tokenizer
