@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+CLOSE = {"rtol": 1e-3, "atol": 1e-9}  # numbers agree within 0.1 %
 
 
 def check(answer: Any, expected: Any, hint: str = "") -> None:
@@ -12,8 +13,8 @@ def check(answer: Any, expected: Any, hint: str = "") -> None:
     Args:
         answer: a value, or a function without arguments that computes it, so that an error in the reader's
             code is told in one line. None means that the exercise has not been done.
-        expected: the right value: numbers agree within 0.1 %, tensors and arrays in shape and every element,
-            lists and tuples item by item.
+        expected: the right value, or a function that computes it. Numbers, tensors and arrays agree within 0.1 %;
+            lists and tuples are compared item by item.
         hint: what to think of when it is wrong.
     """
     try:
@@ -23,8 +24,16 @@ def check(answer: Any, expected: Any, hint: str = "") -> None:
         return
     if _undone(given):
         print("not yet: replace None in the cell above with your answer")
-    elif _same(given, expected):
+        return
+    try:
+        expected = expected() if callable(expected) else expected
+    except Exception as error:
+        print(f"not yet: a cell above has not run ({type(error).__name__}: {error})")
+        return
+    if _same(given, expected):
         print("right")
+    elif remark := _almost(given, expected):
+        print(f"right values, {remark}")
     else:
         print(f"wrong: your answer is {_short(given)}.{' ' + hint if hint else ''}")
 
@@ -37,16 +46,33 @@ def _same(given: Any, expected: Any) -> bool:
     if isinstance(expected, (list, tuple)):
         alike = isinstance(given, (list, tuple)) and len(given) == len(expected)
         return alike and all(map(_same, given, expected))
-    if hasattr(expected, "shape"):
-        if getattr(given, "shape", None) != expected.shape:
-            return False
-        return bool((given == expected).all())
-    if isinstance(expected, (int, float)) and not isinstance(expected, bool):
-        try:
-            return math.isclose(float(given), expected, rel_tol=1e-3, abs_tol=1e-9)
-        except (TypeError, ValueError):
-            return False
+    if hasattr(expected, "shape") or (isinstance(expected, (int, float)) and not isinstance(expected, bool)):
+        alike = getattr(given, "dtype", None) == getattr(expected, "dtype", None) or not hasattr(expected, "shape")
+        return alike and _close(given, expected)
     return type(given) is type(expected) and given == expected
+
+
+def _close(given: Any, expected: Any) -> bool:
+    import torch  # its comparison of numbers, arrays and tensors, with shapes
+
+    try:
+        given, expected = (torch.as_tensor(value).double() for value in (given, expected))
+        torch.testing.assert_close(given, expected, **CLOSE)
+    except (AssertionError, TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _almost(given: Any, expected: Any) -> str:
+    """What else is different where the values are right."""
+    if not (hasattr(given, "shape") and hasattr(expected, "shape")):
+        return ""
+    if given.shape != expected.shape:
+        import torch
+
+        flat = [torch.as_tensor(value).flatten() for value in (given, expected)]
+        return f"other shape: {tuple(given.shape)} instead of {tuple(expected.shape)}" if _close(*flat) else ""
+    return f"other dtype: {given.dtype} instead of {expected.dtype}" if _close(given, expected) else ""
 
 
 def _short(given: Any) -> str:

@@ -1,14 +1,16 @@
-"""Memory: counted over tensors, watched while a block runs, and given back."""
+"""Memory: counted over tensors, and given back."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import gc
+import inspect
 import os
 import re
 import sys
-import threading
+import traceback
 import types
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +22,9 @@ HOLDERS = (
     ("ctransformers.llm", "LLM"),
     ("vllm.entrypoints.llm", "LLM"),
 )
-
-RESULTS = re.compile(r"_+|_i?\d*|_i+|_oh|_dh|_ih|_exit_code")  # IPython's own names
+RESULTS = re.compile(r"_+|_i?\d*|_i+|_oh|_dh|_ih|_exit_code|In|Out")  # IPython's own names
+SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR  # may go on: are left alone
+DEPTH = 4  # attributes, items and cells of closures that are followed from a variable
 
 
 def tensor_bytes(model: Any) -> int:
@@ -70,41 +73,6 @@ def resident_bytes() -> int:
     return total
 
 
-class PeakMemory:
-    """Watch the memory while a block runs: ``with PeakMemory() as peak: ...``, then ``peak.bytes``.
-
-    ``bytes`` is the highest memory seen above the start of the block: the resident memory of this process and
-    its children, sampled every few milliseconds; on a GPU, what torch's allocator held at most.
-    """
-
-    def __enter__(self) -> PeakMemory:
-        gc.collect()
-        _trim()
-        torch = sys.modules.get("torch")
-        self._cuda = torch.cuda if torch is not None and torch.cuda.is_available() else None
-        if self._cuda:
-            self._cuda.reset_peak_memory_stats()
-            self._allocated = self._cuda.memory_allocated()
-        self.start = self.highest = resident_bytes()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.01):
-            self.highest = max(self.highest, resident_bytes())
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.highest = max(self.highest, resident_bytes())
-        self.bytes = self.highest - self.start
-        if self._cuda:
-            # nothing: another process or library than torch holds the model
-            self.bytes = self._cuda.max_memory_allocated() - self._allocated or self.bytes
-
-
 @dataclass
 class Cleared:
     """What ``clear_cache`` did: bytes of resident memory before and after, and who still holds a model."""
@@ -123,30 +91,35 @@ class Cleared:
 def clear_cache(namespace: dict[str, Any] | None = None) -> Cleared:
     """Free what a deleted model leaves behind, print memory before and after, and return the report.
 
-    ``del model`` removes one name. A notebook keeps others: the last results (``_``, ``Out``), the last
+    ``del model`` removes one name. A notebook keeps others: the last results (``_``, ``Out``) and the last
     exception's frames. They are dropped here, garbage is collected, and the allocators hand their empty
-    blocks back. A model that is alive after that is named by the variable that holds it.
+    blocks back. A model that is alive after that is named by the variable that leads to it, at most ``DEPTH`` steps
+    away; one that is held elsewhere is named by its class.
 
     Args:
-        namespace: where variables are looked for; the notebook's own, or the caller's module by default.
+        namespace: names to look for a model in; the notebook's own by default.
     """
-    before = resident_bytes()
-    shell = _shell()
-    if namespace is None:
-        namespace = shell.user_ns if shell else sys._getframe(1).f_globals
-    if shell:
+    before, shell = resident_bytes(), _shell()
+    if shell is not None:
         _forget_results(shell)
     for name in ("last_traceback", "last_value", "last_exc", "last_type"):
         if hasattr(sys, name):
             delattr(sys, name)
-    _forget_tokenizers()
+    # vLLM's record of which tokenizer's method takes what keeps three tokenizers of every engine alive.
+    record = getattr(sys.modules.get("vllm.utils.func_utils"), "_supports_kw", None)
+    if hasattr(record, "cache_clear"):
+        record.cache_clear()
+    _clear_frames()
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.ipc_collect()
-    _trim()
-    report = Cleared(before, resident_bytes(), _held_by(namespace))
+    if sys.platform.startswith("linux"):  # glibc keeps what was freed until it is asked
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    own = shell.user_ns if shell is not None else vars(sys.modules["__main__"])
+    held = _held_by(own if namespace is None else namespace, all_of_them=namespace is None)
+    report = Cleared(before, resident_bytes(), held)
     print(report)
     return report
 
@@ -171,23 +144,19 @@ def _forget_results(shell: Any) -> None:
         shell.InteractiveTB.tb = None  # the frames of the last exception that was shown
 
 
-def _forget_tokenizers() -> None:
-    """Empty vLLM's record of which tokenizer's method takes what: it keeps three tokenizers of every engine alive."""
-    record = getattr(sys.modules.get("vllm.utils.func_utils"), "_supports_kw", None)
-    if hasattr(record, "cache_clear"):
-        record.cache_clear()
+def _clear_frames() -> None:
+    """Empty the finished frames that an exception leads to, kept by a library: their variables hold models."""
+    for error in [o for o in gc.get_objects() if issubclass(type(o), BaseException)]:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            while frame is not None:
+                if not frame.f_code.co_flags & SUSPENDS:
+                    with contextlib.suppress(RuntimeError):  # it is running
+                        frame.clear()
+                frame = frame.f_back
 
 
-def _trim() -> None:
-    """Ask glibc to return freed memory to the system; elsewhere nothing is needed."""
-    if sys.platform.startswith("linux"):
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):  # another C library, such as musl
-            pass
-
-
-def _held_by(namespace: dict[str, Any]) -> list[str]:
+def _held_by(namespace: dict[str, Any], all_of_them: bool) -> list[str]:
+    """The names that lead to a model, and, with ``all_of_them``, the class of each that no name leads to."""
     kinds = tuple(
         getattr(sys.modules[module], name)
         for module, name in HOLDERS
@@ -195,27 +164,45 @@ def _held_by(namespace: dict[str, Any]) -> list[str]:
     )
     if not kinds:
         return []
-
-    def holds(value: Any) -> bool:
-        # A skeleton on the meta device has shapes and no memory.
-        return isinstance(value, kinds) and getattr(getattr(value, "device", None), "type", "") != "meta"
-
-    names = []
-    for name, value in list(namespace.items()):
-        if RESULTS.fullmatch(name) or isinstance(value, (type, types.ModuleType)):  # also lazy modules
+    # A skeleton on the meta device has shapes and no memory.
+    alive = [o for o in gc.get_objects() if issubclass(type(o), kinds) and str(getattr(o, "device", "")) != "meta"]
+    found: dict[int, str] = {}
+    waiting = collections.deque((n, value, 0) for n, value in namespace.items() if not RESULTS.fullmatch(n))
+    seen: set[int] = set()
+    while waiting and alive:
+        name, value, depth = waiting.popleft()
+        if issubclass(type(value), kinds):
+            found.setdefault(id(value), name)
             continue
-        if holds(value):
-            names.append(name)
-        elif isinstance(value, (list, tuple, set)) and any(map(holds, value)):
-            names.append(f"{name}[...]")
-        elif isinstance(value, dict) and name not in ("In", "Out") and any(map(holds, value.values())):
-            names.append(f"{name}[...]")
-        else:
-            inside = getattr(value, "__dict__", None)
-            if isinstance(inside, dict):
-                inside = {**inside, **(inside.get("_modules") or {})}  # a wrapper that is itself a torch module
-                names += [f"{name}.{key}" for key, held in list(inside.items()) if holds(held)]
-    return sorted(names)
+        if depth < DEPTH and id(value) not in seen and not isinstance(value, (type, types.ModuleType, str, bytes)):
+            seen.add(id(value))
+            waiting += [(f"{name}{step}", inner, depth + 1) for step, inner in _inside(value)]
+    parts = {id(part) for model in alive if hasattr(model, "modules") for part in model.modules() if part is not model}
+    whole = {id(model): type(model).__name__ for model in alive if id(model) not in parts}
+    named = sorted(name for number, name in found.items() if number in whole)
+    unnamed = sorted({kind for number, kind in whole.items() if number not in found})
+    return named + ([f"a {kind} that no variable leads to" for kind in unnamed] if all_of_them else [])
+
+
+def _inside(value: Any) -> list[tuple[str, Any]]:
+    """What a value holds, each with the way to it."""
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", inner) for key, inner in list(value.items())]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(f"[{number}]", inner) for number, inner in enumerate(value)]
+    inside = []
+    if isinstance(value, types.MethodType):
+        inside.append((".__self__", value.__self__))
+    if isinstance(value, types.FunctionType) and value.__closure__:
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__, strict=True):
+            with contextlib.suppress(ValueError):
+                inside.append((f" (closure over {name})", cell.cell_contents))
+    attributes = getattr(value, "__dict__", None)
+    if isinstance(attributes, dict):
+        inside += [(f".{name}", inner) for name, inner in list(attributes.items())]
+        modules = attributes.get("_modules")  # of a wrapper that is itself a torch module
+        inside += [(f".{name}", inner) for name, inner in modules.items()] if isinstance(modules, dict) else []
+    return inside
 
 
 def child_processes() -> list[int]:

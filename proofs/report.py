@@ -21,7 +21,7 @@ def machine() -> str:
     import psutil
     import torch
 
-    from helpers.console import processor_name
+    from series.console import processor_name
 
     text = f"{processor_name()}, {psutil.cpu_count()} cores, "
     text += f"{torch.backends.cpu.get_cpu_capability()}, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"
@@ -58,11 +58,12 @@ def table(header: list[str], rows: list[list[object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write(title: str, command: str, text: str, out: str | None = None) -> None:
+def write(title: str, command: str, text: str, out: str | None = None, quiet: bool = False) -> None:
     """Print the report, and write it to ``out`` (else nowhere: the committed one is made with --out)."""
     head = f"# {title}\n\nMade by `{command}` on {datetime.date.today()}, at commit {COMMIT}.  \n"
     whole = f"{head}{machine()}.  \n{versions()}.\n\n{text.strip()}\n"
-    print(whole)
+    if not quiet:
+        print(whole)
     if out:
         target = HERE / out
         scratch = target.with_suffix(".part")

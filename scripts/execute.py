@@ -69,7 +69,9 @@ def execute(
     output.unlink(missing_ok=True)  # what an earlier run left must not be read as this one's
     mark, before = uuid.uuid4().hex, os.environ.get("TMPDIR")
     temporary = pathlib.Path(tempfile.mkdtemp(prefix="series-"))
-    os.environ |= {MARK: mark, "TMPDIR": str(temporary)}  # inherited by the kernel and everything that it starts
+    # inherited by the kernel and everything that it starts; libgomp's threads sleep when they wait for another kernel
+    os.environ |= {MARK: mark, "TMPDIR": str(temporary)}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         done = papermill.execute_notebook(
             source,

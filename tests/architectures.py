@@ -40,7 +40,7 @@ def byte_level_tokenizer() -> Any:
     from gguf import GGUFReader
     from transformers import Qwen2Tokenizer
 
-    from helpers import llama_cpp_converter
+    from series.converter import llama_cpp_converter
 
     reader = GGUFReader(llama_cpp_converter().parent / "models" / "ggml-vocab-qwen2.gguf")
     tokens = reader.get_field("tokenizer.ggml.tokens").contents()

@@ -1,4 +1,7 @@
-"""Other models than ours through every notebook: other architectures, tokenizers, widths, and a base model."""
+"""Other models than ours through every recipe and the measure: other architectures, tokenizers, widths, a base model.
+
+For each technique one kernel takes the models one after the other.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,20 @@ import json
 
 import numpy as np
 import pytest
+from nbclient.exceptions import CellExecutionError
+
 from architectures import SHAPES, make_model
-from conftest import NOTEBOOKS, RECORDS, shown
+from series.comparison import in_one_kernel
+from series.machine import this_machine
+from series.notebooks import default_parameters
+from series.record import read_record, read_scores
+from series.techniques import BY_NOTEBOOK, MEASURED
 
-from execute import NotebookFailed, execute
-from helpers import this_machine
-from helpers.record import read_record, read_scores
-
-TECHNIQUES = {path.stem: path for path in NOTEBOOKS if path.stem in RECORDS}
+pytestmark = pytest.mark.slow
+STEMS = [row.notebook for row in MEASURED]
 QUICK = {"04_gptq": {"CALIBRATION_TEXTS": 8}, "06_awq": {"CALIBRATION_TEXTS": 4}}
-REFUSED = {("phi3", "06_awq"): "gptqmodel has no AWQ recipe for 'phi3'"}
-if not this_machine().has_int4_kernel:  # then vLLM serves nothing but tiny
-    REFUSED = {(kind, "06_awq"): "This processor has no AVX-512" for kind in SHAPES}
+WIDE = this_machine().has_int4_kernel
+NO_KERNEL = "This processor has no AVX-512"
 
 
 @pytest.fixture(scope="module")
@@ -35,45 +40,43 @@ def models(tmp_path_factory):
     return get
 
 
-@pytest.fixture(scope="module")
-def run(artifacts, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("executed")
-
-    def run(notebook, model, **parameters):
-        parameters = {"MODEL": str(model), "MAX_NEW_TOKENS": 16, **QUICK.get(notebook, {}), **parameters}
-        done = execute(TECHNIQUES[notebook], folder / f"{model.name}-{notebook}.ipynb", parameters, timeout=900)
-        return shown(done), read_record(RECORDS[notebook], str(model))
-
-    return run
+def run(stem, *folders, **parameters):
+    given = [{"MODEL": str(f), "MAX_NEW_TOKENS": 16, **QUICK.get(stem, {}), **parameters} for f in folders]
+    list(in_one_kernel(stem, given))
+    row = BY_NOTEBOOK[stem]
+    names = [row.record_name(default_parameters(stem) | parameters) for parameters in given]
+    return [read_record(name, str(folder)) for name, folder in zip(names, folders, strict=True)]
 
 
-@pytest.mark.parametrize("notebook", TECHNIQUES)
-@pytest.mark.parametrize("kind", SHAPES)
-def test_every_notebook_takes_it(kind, notebook, models, run):
+def refused(stem, folder, sentence):
+    with pytest.raises(CellExecutionError, match=sentence):
+        run(stem, folder)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_recipe_takes_every_architecture(stem, models, artifacts):
     """All runs of one model agree with its 16-bit run, far better than with that of another text."""
-    model = models(kind)
-    if (kind, notebook) in REFUSED:
-        with pytest.raises(NotebookFailed, match=REFUSED[kind, notebook]):
-            run(notebook, model)
+    kinds = [kind for kind in SHAPES if (kind, stem) != ("phi3", "06_awq")]
+    if stem == "06_awq" and not WIDE:  # then vLLM serves nothing but tiny
+        refused(stem, models("llama"), NO_KERNEL)
         return
-    text, record = run(notebook, model)
-    assert record["layers"]["quantized"] + record["layers"]["in 16 bits"] == 2 * (4 if kind == "phi3" else 7)
-    reference_ids, reference = read_scores(read_record("16-bit", str(model)))  # 01_baseline stands first
-    ids, scores = read_scores(record)
-    assert ids.tolist() == reference_ids.tolist()
-    p, q = np.float32(reference), np.float32(scores)
+    records = run(stem, *map(models, kinds))
+    for kind, record in zip(kinds, records, strict=True):
+        assert sum(record["layers"].values()) == 2 * (4 if kind == "phi3" else 7)
+        ids, scores = read_scores(record)
+        reference_ids, reference = read_scores(read_record("16-bit", str(models(kind))))  # 01_baseline stands first
+        assert ids.tolist() == reference_ids.tolist()
+        p, q = np.float32(reference), np.float32(scores)
 
-    def distance(q):
-        return float((np.exp(p) * (p - q)).sum(-1).mean())
+        def distance(q, p=p):
+            return float((np.exp(p) * (p - q)).sum(-1).mean())
 
-    # seen: at most 0.08 of it; where a runtime computes another architecture, all of it
-    assert distance(q) < 0.2 * distance(q[::-1])
-    if kind == "llama" and notebook in ("04_gptq", "06_awq"):
-        assert "taking groups of 64" in text
-    if kind == "llama" and notebook == "05_gguf":
-        assert "no multiple of 256" in text
-    if kind == "qwen2" and notebook == "05_gguf":
-        assert "ctransformers cannot read this file" in text
+        # seen: at most 0.08 of it; where a runtime computes another architecture, all of it
+        assert distance(q) < 0.2 * distance(q[::-1]), kind
+
+
+def test_gptqmodel_has_no_awq_recipe_for_phi3(models, artifacts):
+    refused("06_awq", models("phi3"), "gptqmodel has no AWQ recipe for 'phi3'" if WIDE else NO_KERNEL)
 
 
 def test_the_models_are_as_different_as_they_claim(models):
@@ -90,26 +93,15 @@ def test_the_models_are_as_different_as_they_claim(models):
     assert config["hidden_size"] % 128 and config["hidden_size"] % 256
 
 
-def test_a_base_model_is_refused_or_gets_plain_text(models, run):
-    base = models("llama", template=False)
-    with pytest.raises(NotebookFailed, match="set CHAT = False for a prompt of plain text"):
-        run("01_baseline", base)
-    text, _ = run("01_baseline", base, CHAT=False)
-    assert "You are a friendly chatbot.\n\nTell me a funny joke about Large Language Models." in text
-
-
-@pytest.mark.parametrize("notebook", ["03_nf4", "04_gptq", "05_gguf", "06_awq"])
-def test_widths_that_no_group_divides(notebook, models, run):
+@pytest.mark.parametrize("stem", ["03_nf4", "04_gptq", "05_gguf", "06_awq"])
+def test_widths_that_no_group_divides(stem, models, artifacts):
     from bitsandbytes.functional import has_avx512bf16
 
     odd = models("llama", hidden_size=104, intermediate_size=208, num_attention_heads=4, num_key_value_heads=4)
-    refused = {"04_gptq": "Groups of 32 weights do not divide", "06_awq": "Groups of 32 weights do not divide"}
-    if not this_machine().has_int4_kernel:
-        refused["06_awq"] = "This processor has no AVX-512"
+    sentences = {"04_gptq": "Groups of 32 weights do not divide", "06_awq": "Groups of 32 weights do not divide"}
     if has_avx512bf16():
-        refused["03_nf4"] = "bitsandbytes wants layers with a multiple of 32 outputs"
-    if notebook not in refused:
-        run(notebook, odd)
-        return
-    with pytest.raises(NotebookFailed, match=refused[notebook]):
-        run(notebook, odd)
+        sentences["03_nf4"] = "bitsandbytes wants layers with a multiple of 32 outputs"
+    if stem in sentences:
+        refused(stem, odd, sentences[stem])
+    else:
+        run(stem, odd)

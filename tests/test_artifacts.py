@@ -1,107 +1,97 @@
-"""Artifacts under attack: a maker that is killed at a chosen moment, two at once, a folder that is being read only."""
-
-from __future__ import annotations
+"""What is made, under attack: a kernel that is killed beside another, files that change, a disk that is full."""
 
 import os
 import pathlib
-import signal
+import resource
+import shutil
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import ROOT
 
-import helpers
-from helpers.artifacts import damage
+from series import artifacts
+from series.artifacts import digest_of, hold, replace_file
+from series.lesson import folder_name
+from series.models import TINY, Checkpoint
+from series.techniques import TECHNIQUES
+from test_bad_input import change, flip
 
-MAKER = """
-import os, pathlib, subprocess, sys, time
-from helpers import building, is_made
-target, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
-def pause(here):
-    if here == moment:
-        print("here", flush=True)
-        time.sleep(600)
-with building(target) as scratch:
-    pause("before the first file")
-    (scratch / "one").write_bytes(bytes(1000))
-    if moment == "child":
-        code = "import time, pathlib, sys\\nwhile True: pathlib.Path(sys.argv[1]).write_text('x'); time.sleep(.05)"
-        subprocess.Popen([sys.executable, "-c", code, str(scratch / "by the child")])
-        pause("child")
-    pause("between two files")
-    (scratch / "two").write_bytes(bytes(2000))
-    if moment == "all at once":  # they look before the first one has moved its folder, unless one waits for another
-        real = pathlib.Path.rename
-        pathlib.Path.rename = lambda path, to: (time.sleep(1), real(path, to))[1]
-        print("ready", flush=True)
-        sys.stdin.readline()
-    if moment == "after the move":  # its scratch folder is still there
-        import shutil
-        real, shutil.rmtree = shutil.rmtree, lambda *a, **k: pause(moment)
-print("made", flush=True)
+HOLDER = """
+import sys
+from series import artifacts
+folder, lock = artifacts.hold("thing")
+(folder / "model.gguf.part").write_bytes(bytes(1000))
+(folder / "shards.part").mkdir()
+artifacts.os.replace = lambda *names: (print(folder.name, flush=True), sys.stdin.readline())
+artifacts.replace_file(folder / "whole", b"new")
 """
 
 
-def start(target: pathlib.Path, moment: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", MAKER, str(target), moment]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUANT_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "artifacts"
 
 
-@pytest.mark.parametrize("moment", ["before the first file", "between two files", "child", "after the move"])
-def test_after_a_kill_the_next_run_makes_it_whole_and_leaves_nothing(tmp_path, moment):
-    target = tmp_path / "made"
-    killed = start(target, moment)
-    assert killed.stdout.readline() == "here\n"
-    assert any(tmp_path.glob(".*.part")), "something half-written is there"
-    assert target.exists() == (moment == "after the move")
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    if not helpers.is_made(target):
-        assert start(target, "never").wait(60) == 0
-    assert damage(target) is None and sorted(p.name for p in target.iterdir()) == ["contents.json", "one", "two"]
-    time.sleep(0.3)  # a child that went on would write again
-    assert not any(tmp_path.glob(".*.part"))
+def test_after_a_kill_nothing_half_written_is_left_and_the_folder_is_free(folder, capsys):
+    replace_file(folder / "thing" / "whole", b"old")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLDER], cwd=artifacts.ROOT, **pipes) as holder:
+        try:
+            assert holder.stdout.readline() == "thing\n"
+            other, lock = hold("thing")
+            assert other.name == "thing-2"
+            assert capsys.readouterr().out == "another notebook is using thing; this one works in thing-2\n"
+            assert len([*(folder / "thing").glob("*.part")]) == 3, "what another process is making is left alone"
+        finally:
+            holder.kill()  # SIGKILL
+    again, second_lock = hold("thing")
+    assert again.name == "thing" and not capsys.readouterr().out
+    assert {path.name for path in again.iterdir()} == {".lock", "whole"} and (again / "whole").read_bytes() == b"old"
 
 
-def test_what_another_process_is_making_is_left_alone(tmp_path):
-    busy = start(tmp_path / "busy", "between two files")
+def test_a_cell_that_runs_again_in_one_kernel_gets_its_folder_again():
+    kept = [hold("thing") for _ in range(2)]
+    assert [folder.name for folder, _ in kept] == ["thing", "thing"]
+
+
+def test_a_file_that_is_touched_or_copied_keeps_its_digest_and_is_read_once(tmp_path, monkeypatch):
+    one, other, read, real = tmp_path / "one", tmp_path / "other", [], artifacts.hashlib.file_digest
+    monkeypatch.setattr(artifacts.hashlib, "file_digest", lambda *given: (read.append(1), real(*given))[1])
+    one.write_bytes(bytes(200_000))  # a small file is read as quickly again
+    first = digest_of(one)
+    assert digest_of(one) == first and len(read) == 1
+    os.utime(one, (1, 1))
+    assert digest_of(one) == first == digest_of(pathlib.Path(shutil.copy(one, other)))
+    change("one", flip)(tmp_path)
+    assert digest_of(one) != first
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"])
+def test_a_model_and_what_is_made_of_it_are_known_by_its_content(tmp_path, changed):
+    def known(place, shards=4):
+        base = Checkpoint(str(place))
+        name = folder_name(TECHNIQUES["sharding"], base, {"torch": "2.13"}, {"SHARDS": shards}, "bfloat16")
+        return base.identity, name
+
+    model = pathlib.Path(shutil.copytree(TINY, tmp_path / "tiny-zephyr"))
+    first = known(model)
+    for path in model.iterdir():
+        os.utime(path, (1, 1))
+    (model / "README.md").write_text("prose")
+    assert known(model) == first == known(TINY), "neither a file's time nor a copy matters"
+    assert known(model, shards=3)[0] == first[0] and known(model, shards=3)[1] != first[1]
+    change(changed, flip)(model)
+    assert all(now != then for now, then in zip(known(model), first, strict=True))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(folder):
+    replace_file(folder / "record.json", b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system takes 1,000 bytes of a file, and no more
     try:
-        assert busy.stdout.readline() == "here\n"
-        with helpers.building(tmp_path / "mine") as scratch:
-            (scratch / "file").write_text("x")
-        assert helpers.is_made(tmp_path / "mine") and len(list(tmp_path.glob(".busy.*.part"))) == 1
+        with pytest.raises(OSError, match="record.json could not be written to .*: File too large"):
+            replace_file(folder / "record.json", bytes(100_000))
     finally:
-        os.killpg(busy.pid, signal.SIGKILL)
-        busy.wait()
-
-
-def test_two_makers_at_once_both_succeed(tmp_path):
-    makers = [start(tmp_path / "made", "all at once") for _ in range(4)]
-    assert [maker.stdout.readline() for maker in makers] == ["ready\n"] * 4
-    for maker in makers:
-        maker.stdin.write("go\n")
-        maker.stdin.flush()
-    assert [maker.wait(60) for maker in makers] == [0] * 4
-    assert helpers.is_made(tmp_path / "made") and not any(tmp_path.glob(".*.part"))
-
-
-def test_temporary_files_of_a_process_and_its_children_go_together(tmp_path):
-    code = """
-import os, pathlib, subprocess, sys, tempfile
-from helpers import temporary_files
-before = tempfile.gettempdir()
-forgotten = temporary_files()
-folder = pathlib.Path(tempfile.gettempdir())
-tempfile.mkdtemp()
-subprocess.run([sys.executable, "-c", "import tempfile; tempfile.mkstemp()"], check=True)
-assert len(list(folder.iterdir())) == 2 and folder != pathlib.Path(before)
-forgotten.close()
-assert not folder.exists() and tempfile.gettempdir() == before
-temporary_files()  # never closed
-"""
-    env = os.environ | {"TMPDIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
-    assert not any(tmp_path.iterdir())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("record.json", b"old")]

@@ -1,825 +1,409 @@
-"""The helpers on their own: what they return, and the sentence that bad input gets."""
+"""helpers, and what of series stands on its own: what they return, print and write."""
 
-from __future__ import annotations
-
-import gc
+import contextlib
+import ctypes
 import json
 import os
-import subprocess
-import sys
-import time
+import pathlib
+import shutil
 import types
 import weakref
-from types import SimpleNamespace
+from copy import deepcopy
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import helpers
-from helpers import artifacts as artifacts_module
-from helpers import fit
-from helpers.machine import Gpu, Machine
-from helpers.models import TINY
-from helpers.quality import right_answers
-from helpers.record import read_record, read_scores, record_path, why_stale
+from helpers.sizes import GGUF_TYPES, linear_bytes, model_weights
+from series import models, notebooks, quality, record
+from series.artifacts import content_of
+from series.console import quiet
+from series.lesson import measure_speed
+from series.models import TINY
+from test_bad_input import write
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SAYS, ASKS = (message["content"] for message in helpers.MESSAGES)
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT
+TWO, ONE, PLAIN = f"<system>{SAYS}<user>{ASKS}", f"<user>{SAYS}\n\n{ASKS}", f"{SAYS}\n\n{ASKS}\n\n"
+EVIL = '{"auto_map": {"AutoModel": "evil.Model"}}'
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("QUANT_ARTIFACTS", str(tmp_path / "artifacts"))
-    return tmp_path / "artifacts"
 
 
-# --- prompt ------------------------------------------------------------------------------
+def small(**settings):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    return MistralForCausalLM(MistralConfig(**shape | {"num_key_value_heads": 2} | settings))
 
 
-def test_prompt_is_zephyrs_template(tokenizer):
-    assert helpers.render_prompt(tokenizer) == (
-        "<|system|>\nYou are a friendly chatbot.</s>\n"
-        "<|user|>\nTell me a funny joke about Large Language Models.</s>\n<|assistant|>\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("messages", "sentence"),
-    [
-        ([], "There are no messages"),
-        ([{"role": "robot", "content": "Hi"}], "unknown role 'robot'"),
-        ([{"role": "user"}], "needs the keys"),
-        (["Hi"], "needs the keys"),
-        ([{"role": "user", "content": 7}], "must be text"),
-    ],
-)
-def test_bad_messages(tokenizer, messages, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        helpers.render_prompt(tokenizer, messages)
-
-
-def test_a_tokenizer_without_template_is_named():
-    with pytest.raises(ValueError, match="some/base-model has no chat template"):
-        helpers.render_prompt(SimpleNamespace(chat_template=None, name_or_path="some/base-model"))
-
-
-@pytest.fixture
-def tokenizer_with(tokenizer):
-    """A copy of ours with another template."""
-    import copy
-
-    def get(template):
-        other = copy.deepcopy(tokenizer)
-        other.chat_template = template
-        return other
-
-    return get
-
-
-def test_a_prompt_begins_once(tokenizer_with):
+def test_the_prompt_is_zephyrs_template_and_begins_once(tokenizer):
     """A template may write the beginning-of-sequence token that the tokenizer adds as well: one is enough."""
-    plain, with_bos = tokenizer_with(CHAT), tokenizer_with("{{ bos_token }}" + CHAT)
-    assert helpers.render_prompt(with_bos) == helpers.render_prompt(plain)
-    ids = with_bos(helpers.render_prompt(with_bos))["input_ids"]
-    assert ids.count(with_bos.bos_token_id) == 1 and ids[0] == with_bos.bos_token_id
-    assert all(w.count(with_bos.bos_token_id) == 1 for w in helpers.held_out_windows(with_bos))
+    text = f"<|system|>\nYou are a friendly chatbot.</s>\n<|user|>\n{ASKS}</s>\n"
+    assert helpers.render_prompt(tokenizer) == text + "<|assistant|>\n"
+    assert helpers.render_prompt(tokenizer, helpers.MESSAGES, answer=False) == text
+    plain, with_bos = deepcopy(tokenizer), deepcopy(tokenizer)
+    plain.chat_template, with_bos.chat_template = CHAT, "{{ bos_token }}" + CHAT
+    ids = with_bos.encode(helpers.render_prompt(with_bos), add_special_tokens=False)
+    assert ids[0] == with_bos.bos_token_id and ids.count(ids[0]) == 1
+    assert quality.held_out_windows(with_bos) == quality.held_out_windows(plain)
 
 
-def test_a_template_without_a_system_role_gets_the_instruction_from_the_user(tokenizer_with):
-    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT
-    text = helpers.render_prompt(tokenizer_with(strict))
-    assert text.startswith("<user>You are a friendly chatbot.\n\nTell me") and "<system>" not in text
+WEIGHTS = {"model.safetensors": 5 * 10**9}
 
 
-def test_a_base_model_can_have_plain_text():
-    bare = SimpleNamespace(chat_template=None, name_or_path="some/base-model")
-    text = helpers.render_prompt(bare, chat=False)
-    assert text == "".join(message["content"] + "\n\n" for message in helpers.MESSAGES)
-
-
-# --- models ------------------------------------------------------------------------------
-
-
-def test_known_models(monkeypatch):
-    assert helpers.resolve_model("tiny").is_local
-    assert helpers.resolve_model("tiny", "gptq") is None
-
-
-def test_a_local_folder_is_taken(tmp_path, monkeypatch):
-    monkeypatch.chdir(TINY.parent)
-    assert helpers.resolve_model("./tiny-zephyr").source == str(TINY)
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "sentence"),
-    [
-        ("tinny", ValueError, "Did you mean 'tiny'"),
-        ("zepyhr", ValueError, "Did you mean 'zephyr'"),
-        ("", ValueError, "MODEL must be"),
-        (None, ValueError, "MODEL must be"),
-        ("./nowhere", ValueError, "There is no folder"),
-        ("some/model", ConnectionError, "HF_HUB_OFFLINE is set"),
-        ("zephyr", ConnectionError, "Use MODEL = 'tiny'"),
-    ],
-)
-def test_wrong_models(name, error, sentence):
-    with pytest.raises(error, match=sentence):
-        helpers.resolve_model(name)
-
-
-def test_an_unreachable_hub_answers_soon():
-    """Without HF_HUB_OFFLINE, and the hub's address closed: a sentence, in a few seconds."""
-    code = "from helpers import resolve_model\ntry: resolve_model('zephyr')\nexcept ConnectionError as e: print(e)"
-    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
-    assert "the hub cannot be reached" in done.stdout, done.stderr
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """The hub's answer is made up here, because no test may reach it; what is done with it is real."""
+@pytest.mark.parametrize(("cached", "sizes", "config", "told"), [
+    ("", WEIGHTS | {"model.bin": 10**9}, "{}", ""),
+    ("config.json model.safetensors", {}, "{}", ""),
+    ("config.json", WEIGHTS, "{}", ""),  # as after a download that was cut short
+    ("config.json model.safetensors", {}, EVIL, "code of its own"),
+    ("", WEIGHTS, EVIL, "code of its own"),
+    ("", {"model.bin": 10**9}, "{}", r"no \*.safetensors file. This series loads no pickled weights"),
+])
+def test_a_model_of_the_hub_is_sound_and_comes_with_its_bytes(monkeypatch, tmp_path, cached, sizes, config, told):
+    """The hub's answers are made up here, because no test may reach it; what is done with them is real."""
     import huggingface_hub
 
-    def answers(**sizes):
-        monkeypatch.delenv("HF_HUB_OFFLINE")
-        files = [SimpleNamespace(rfilename=name.replace("__", "."), size=size) for name, size in sizes.items()]
-        info = SimpleNamespace(siblings=files, sha="0123456789abcdef")
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: info)
-
-    return answers
-
-
-def test_a_hub_model_comes_with_its_commit_and_its_bytes(hub):
-    hub(model__safetensors=5 * 10**9, README__md=1000)
-    found = helpers.resolve_model("some/model")
-    assert found.download == 5 * 10**9 and found.revision == "0123456789abcdef" and not found.is_local
-
-
-def test_a_hub_model_of_pickled_weights_is_refused(hub):
-    hub(model__bin=10**9)
-    with pytest.raises(ValueError, match="no pickled weights"):
-        helpers.resolve_model("some/model")
-
-
-def test_folders_without_a_model(tmp_path):
-    with pytest.raises(ValueError, match="config.json is missing"):
-        helpers.resolve_model(str(tmp_path))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
-        helpers.resolve_model(str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ValueError, match="safetensors only"):
-        helpers.resolve_model(str(tmp_path))
-
-
-def test_calibration_texts():
-    assert len(helpers.calibration_texts(128)) == 128
-    for count in (0, 129):
-        with pytest.raises(ValueError, match="128 calibration texts"):
-            helpers.calibration_texts(count)
-
-
-def test_other_calibration_texts_are_as_long(tokenizer):
-    def lengths(kind):
-        texts = helpers.calibration_texts(16, kind, tokenizer)
-        return texts, [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-
-    own, wanted = lengths("own")
-    for kind in ("unrelated", "random"):
-        texts, found = lengths(kind)
-        assert len(texts) == 16 and not set(texts) & set(own)
-        # text that was cut anywhere is tokenized a little differently again
-        assert sum(found) == pytest.approx(sum(wanted), rel=0.3)
-    with pytest.raises(ValueError, match="no calibration text of the kind 'poems'"):
-        helpers.calibration_texts(4, "poems", tokenizer)
-
-
-# --- artifacts ---------------------------------------------------------------------------
-
-
-def test_an_artifact_is_known_by_what_made_it(folder):
-    first = helpers.artifact("gptq", TINY, bits=4)
-    assert first == helpers.artifact("gptq", TINY, bits=4)
-    assert first != helpers.artifact("gptq", TINY, bits=3)
-    assert first.parent == folder
-
-
-def test_a_changed_model_is_another_artifact(folder, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"one")
-    first = helpers.artifact("gptq", tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"another")
-    assert first != helpers.artifact("gptq", tmp_path / "model")
-
-
-def test_a_build_that_fails_leaves_nothing(folder):
-    target = folder / "thing"
-    with pytest.raises(RuntimeError):
-        with helpers.building(target) as scratch:
-            (scratch / "half").write_text("half")
-            raise RuntimeError
-    assert not target.exists() and list(folder.iterdir()) == []
-
-
-def test_a_build_that_writes_nothing_is_no_artifact(folder):
-    with pytest.raises(RuntimeError, match="Nothing was written"), helpers.building(folder / "thing"):
-        pass
-    assert not (folder / "thing").exists()
-
-
-def test_two_builders_of_one_artifact_both_succeed(folder):
-    target = folder / "thing"
-    with helpers.building(target) as one, helpers.building(target) as two:
-        (one / "file").write_text("whole")
-        (two / "file").write_text("whole")
-    assert (target / "file").read_text() == "whole"
-    assert [p.name for p in folder.iterdir()] == ["thing"]
-
-
-def test_too_little_disk(folder, monkeypatch):
-    monkeypatch.setattr(artifacts_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    helpers.require_disk(10**9)
-    with pytest.raises(OSError, match=r"needs 2\.00 GB on disk"):
-        helpers.require_disk(2 * 10**9)
-
-
-# --- memory ------------------------------------------------------------------------------
-
-
-def small_model():
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY), dtype="bfloat16")
-
-
-def test_tensor_bytes_counts_shared_storage_once():
-
-    module = torch.nn.ModuleList([torch.nn.Linear(16, 16, bias=False)])
-    assert helpers.tensor_bytes(module) == 16 * 16 * 4
-    module.append(module[0])
-    assert helpers.tensor_bytes(module) == 16 * 16 * 4
-
-
-def test_tensor_bytes_counts_layers_that_wait_for_the_gpu():
-    """Accelerate's offloading, with the processor in the GPU's place: the weights lie in the hooks."""
-    from accelerate import cpu_offload
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                           num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
-    model = MistralForCausalLM(config)
-    whole = helpers.tensor_bytes(model)
-    cpu_offload(model, execution_device="cpu")
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-    assert helpers.tensor_bytes(model) == whole
-
-
-def test_tensor_bytes_counts_nf4_constants():
-    import bitsandbytes as bnb
-
-    layer = bnb.nn.Linear4bit(256, 256, bias=False, compress_statistics=False, quant_type="nf4").to("cpu")
-    layer(torch.zeros(1, 256))
-    assert layer.weight.quant_state is not None
-    constants = 256 * 256 // 64 * 4 + 16 * 4
-    assert helpers.tensor_bytes(layer) == 256 * 256 // 2 + constants
-
-
-@pytest.mark.parametrize(
-    ("hold", "name"),
-    [
-        (lambda m: {"forgotten": m}, "forgotten"),
-        (lambda m: {"pipe": SimpleNamespace(model=m)}, "pipe.model"),
-        (lambda m: {"models": [m]}, "models[...]"),
-        (lambda m: {"by_name": {"a": m}}, "by_name[...]"),
-    ],
-)
-def test_clear_cache_names_the_holder(hold, name, capsys):
-    report = helpers.clear_cache(hold(small_model()))
-    assert report.held_by == [name]
-    assert name in capsys.readouterr().out
-    assert helpers.clear_cache({}).held_by == []
-
-
-def test_a_module_of_any_kind_holds_no_model(capsys):
-    """``import transformers`` binds a lazy module, whose ``_modules`` is a set of names."""
-
-    class Lazy(types.ModuleType):
-        _modules = {"a", "b"}
-
-    module = Lazy("lazy")
-    module._modules = {"a", "b"}
-    assert helpers.clear_cache({"lazy": module, "model": small_model()}).held_by == ["model"]
-
-
-def test_clear_cache_frees_a_model_in_a_cycle():
-    model = small_model()
-    model.itself = [model]
-    alive = weakref.ref(model)
-    gc.disable()
-    try:
-        del model
-        assert alive() is not None
-        helpers.clear_cache({})
-        assert alive() is None
-    finally:
-        gc.enable()
-
-
-def test_clear_cache_frees_what_a_notebook_remembers(tmp_path):
-    """A cell that ends in the model's name, and a cell that raised with the model in a frame."""
-    import nbformat
-
-    from execute import execute
-
-    cells = [
-        "MODEL = 'tiny'  # parameters",
-        f"import sys, weakref; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from helpers import clear_cache\nfrom helpers.models import TINY\n"
-        "from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(TINY)\nalive = weakref.ref(model)",
-        "model",
-        "model.eval()",
-        # what IPython keeps after an exception: the last one, with its frames
-        "def fail(held):\n    raise ValueError('on purpose')\n"
-        "try:\n    fail(model)\nexcept ValueError as error:\n"
-        "    sys.last_value, sys.last_traceback = error, error.__traceback__",
-        "del model\nassert alive() is not None\nreport = clear_cache()\n"
-        "assert report.held_by == [] and alive() is None",
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    notebook.cells[0].metadata["tags"] = ["parameters"]
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "made.ipynb")
-    execute(tmp_path / "made.ipynb", tmp_path / "out.ipynb")
-
-
-def test_clear_cache_frees_what_a_shown_exception_holds():
-    """A cell that really raises: IPython shows the traceback and keeps its frames in several places."""
-    code = """if True:
-        import weakref
-        from IPython.core.interactiveshell import InteractiveShell
-        shell = InteractiveShell.instance()
-        shell.run_cell("from transformers import AutoConfig, AutoModelForCausalLM")
-        shell.run_cell("from helpers.models import TINY; from helpers import clear_cache")
-        shell.run_cell("model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY))")
-        alive = weakref.ref(shell.user_ns["model"])
-        shell.run_cell("def fail(held): raise ValueError('on purpose')")
-        shell.run_cell("fail(model)")
-        shell.run_cell("del model")
-        import gc; gc.collect()
-        print("held before", alive() is not None)
-        shell.run_cell("report = clear_cache()")
-        print("held after", alive() is not None)
-    """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "held before True" in done.stdout, "the trap must be there, or this test shows nothing"
-    assert "held after False" in done.stdout, done.stdout
-
-
-def test_quiet_shows_errors_also_outside_jupyter():
-    code = "from helpers import quiet\nwith quiet():\n    print('the last words')\n    1 / 0"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "the last words" in done.stderr and "ZeroDivisionError" in done.stderr and not done.stdout
-
-
-def test_peak_memory_sees_an_allocation():
-    with helpers.PeakMemory() as peak:
-        block = bytearray(b"x") * 60_000_000
-        time.sleep(0.05)  # the sampler looks every 2 ms
-        del block
-    assert 50e6 < peak.bytes < 90e6
-
-
-# --- console -----------------------------------------------------------------------------
-
-
-def test_quiet_holds_back_python_and_c_output(capfd):
-    with helpers.quiet():
-        print("chatter")
-        os.write(1, b"chatter from C\n")
-    print("after")
-    assert capfd.readouterr().out == "after\n"
-
-
-def test_quiet_shows_all_on_an_error_and_keeps_warnings(capfd):
-    import warnings
-
-    with pytest.raises(ValueError), helpers.quiet():
-        print("the last words")
-        raise ValueError
-    assert "the last words" in capfd.readouterr().err
-    with pytest.warns(UserWarning, match="real"), helpers.quiet():
-        warnings.warn("a real one", stacklevel=1)
-
-
-# --- quality -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("vocabulary", "length"), [(32000, 256), (128_000, 128), (152_000, 64), (256_000, 64)])
-def test_a_large_vocabulary_gets_shorter_windows(tokenizer, vocabulary, length, monkeypatch):
-    monkeypatch.setattr(type(tokenizer), "__len__", lambda self: vocabulary)
-    windows = helpers.held_out_windows(tokenizer)
-    assert len(windows) == 16 and {len(ids) for ids in windows} == {length}
-
-
-def test_held_out_windows(tokenizer):
-    windows = helpers.held_out_windows(tokenizer)
-    assert {len(ids) for ids in windows} == {256} and len(windows) == 16
-    assert all(ids[0] == tokenizer.bos_token_id for ids in windows)
-    text = tokenizer.decode([token for ids in windows for token in ids[1:]])
-    first, last = helpers.exam_questions()[0], helpers.exam_questions()[80]
-    assert text.startswith("<|user|>\n" + first["question"]) and last["answer"] in text
-    with pytest.raises(ValueError, match="held-out text has"):
-        helpers.held_out_windows(tokenizer, count=1000)
-
-
-def test_perplexity_against_torch():
-
-    torch.manual_seed(0)
-    logits, ids = 3 * torch.randn(2, 9, 50), torch.randint(50, (2, 9))
-    scores = [helpers.log_probabilities(rows) for rows in logits]
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    for rows in (scores, [part[:-1] for part in scores]):  # with or without the row after the last token
-        assert helpers.perplexity(ids.tolist(), rows) == pytest.approx(loss.exp().item(), rel=1e-3)
-    with pytest.raises(ValueError, match="rows of log-probabilities"):
-        helpers.perplexity(ids.tolist(), [rows[:-2] for rows in scores])
-
-
-def test_a_model_without_a_guess_has_the_vocabulary_as_perplexity():
-    import numpy as np
-
-    scores = [helpers.log_probabilities(np.zeros((4, 32)))]
-    assert helpers.perplexity([[1, 2, 3, 4]], scores) == pytest.approx(32, rel=1e-3)
-
-
-def test_the_exam_is_for_tiny_only(tokenizer):
-    questions = helpers.exam_questions("tiny")
-    assert len(questions) == 200 and helpers.exam_questions("zephyr") == []
-    assert helpers.exam_prompts(tokenizer, questions[:1])[0].endswith("</s>\n<|assistant|>\n")
-    answers = [q["answer"] for q in questions]
-    assert right_answers(questions, answers) == 1
-    assert right_answers(questions, ["", *answers[1:]]) == 0.995
-    with pytest.raises(ValueError, match="200 questions and 1 answers"):
-        right_answers(questions, answers[:1])
-
-
-# --- will it fit? ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def zephyr():
-    from transformers import MistralConfig
-
-    return MistralConfig()  # whose defaults are Mistral-7B's, and so Zephyr's
-
-
-def test_zephyrs_figures(zephyr):
-    """Against published ones: parameters, bits a weight, bytes of the cache for a token."""
-    weights = fit.model_weights(zephyr)
-    assert sum(w.count for w in weights) == 7_241_732_096
-    linear = [w for w in weights if w.role == "linear"]
-    assert sum(w.count for w in linear) == 6_979_321_856
-    assert fit.cache_bytes(zephyr, context=1) == 128 * 1024
-    assert fit.cache_bytes(zephyr, context=4096, batch=2) == 2**30
-
-    def bits(kind):
-        return 8 * sum(fit.linear_bytes(w, kind) for w in linear) / 6_979_321_856
-
-    assert bits("NF4") == pytest.approx(4.127, rel=1e-3)
-    assert bits("AWQ") == pytest.approx(4.156, rel=1e-3)
-    # TheBloke/zephyr-7B-beta-GGUF's Q4_K_M has 4.37 GB
-    assert fit.weight_bytes(zephyr, "Q4_K_M") == pytest.approx(4.37e9, rel=0.01)
-    assert helpers.weight_bytes(zephyr) == 2 * 7_241_732_096
-    with pytest.raises(ValueError, match="no format 'Q9'"):
-        helpers.weight_bytes(zephyr, "Q9")
-
-
-@pytest.mark.parametrize(
-    ("kind", "size"), [("16-bit", 17_834_496), ("NF4", 6_223_968), ("GPTQ", 6_273_536), ("AWQ", 6_191_616)]
-)
-def test_tinys_bytes_to_the_byte(kind, size):
-    """As counted once in memory (16-bit, NF4) and over the tensors of the checkpoints (GPTQ, AWQ)."""
-    from transformers import AutoConfig
-
-    assert fit.weight_bytes(AutoConfig.from_pretrained(TINY), kind) == size
-
-
-def test_bits_in_the_blocks(zephyr):
-    bits = {kind: fit.linear_bits(zephyr, kind) for kind in fit.FORMATS}
-    assert bits["16-bit"] == 16 and bits["Q6_K"] == 6.5625 and bits["Q8_0"] == 8.5
-    assert 4.5 < bits["Q4_K_M"] < 4.9 and bits["NF4"] == pytest.approx(4.127, rel=1e-3)
-    # without embedding and head, which GGUF quantizes too, the whole is as large as its parts
-    tokens = 2 * 32000 * 4096
-    whole = 6_979_321_856 * bits["NF4"] / 8 + 2 * (tokens + 65 * 4096)
-    assert fit.weight_bytes(zephyr, "NF4") == pytest.approx(whole, rel=1e-6)
-
-
-def test_users_that_fit(zephyr):
-    assert fit.users_that_fit(zephyr, "16-bit", fit.CARDS["T4"], 4096) == 0
-    few, many = (fit.users_that_fit(zephyr, "NF4", fit.CARDS[card], 4096) for card in ("T4", "L4"))
-    assert 0 < few < many
-    room = 0.95 * fit.CARDS["T4"] - fit.weight_bytes(zephyr, "NF4") - fit.OVERHEAD
-    assert few == int(room / (4096 * 128 * 1024))
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("layers", "heads"), [(8, 2), (3, 8)])
-def test_gguf_bytes_are_llama_cpps_own(tmp_path_factory, layers, heads, tied):
-    """Every type, on shapes that take other branches of llama.cpp's rules: few layers, shared heads, a tied head."""
-    import ctypes
-
-    import llama_cpp
-    from transformers import MistralConfig, MistralForCausalLM
-
-    folder = tmp_path_factory.mktemp("gguf")
-    config = MistralConfig(
-        vocab_size=2048, hidden_size=512, intermediate_size=768, num_hidden_layers=layers, num_attention_heads=8,
-        num_key_value_heads=8 // heads, head_dim=64, tie_word_embeddings=tied, max_position_embeddings=512,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
-        (folder / name).write_bytes((TINY / name).read_bytes())
-    full = folder / "full.gguf"
-    command = [sys.executable, str(helpers.llama_cpp_converter()), str(folder), "--outfile", str(full)]
-    subprocess.run([*command, "--outtype", "bf16"], check=True, capture_output=True)
-    for kind in fit.GGUF_TYPES:
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-        target = folder / f"{kind}.gguf"
-        with helpers.quiet():
-            assert llama_cpp.llama_model_quantize(bytes(full), bytes(target), ctypes.byref(settings)) == 0
-        found = sum(int(tensor.n_bytes) for tensor in gguf_tensors(target))
-        assert fit.weight_bytes(config, kind) == found, kind
-
-
-def gguf_tensors(path):
-    from gguf import GGUFReader
-
-    return GGUFReader(path).tensors
-
-
-def test_a_model_that_does_not_fit_is_told_what_would(zephyr, capsys):
-    card = Gpu("NVIDIA GeForce RTX 3060", (8, 6), fit.CARDS["RTX 3060"], fit.CARDS["RTX 3060"])
-    this = Machine(4, "AVX2", 5 * 10**9, 3 * 10**9, 10**12, (card,))
-    with pytest.raises(MemoryError, match="In 16-bit this model needs 15.6 GB, and 12.9 GB are free.*NF4") as caught:
-        fit.preflight(this, zephyr, "16-bit")
-    assert "03_nf4" in str(caught.value) and "Q2_K" not in str(caught.value), "llama.cpp would run in 3 GB of memory"
-    assert "does NOT fit" in capsys.readouterr().out
-    assert fit.preflight(this, zephyr, "NF4").fits
-    assert "it fits" in capsys.readouterr().out
-    bare = Machine(4, "AVX2", 5 * 10**9, 2 * 10**9, 10**12)
-    with pytest.raises(MemoryError, match="No format of this series would fit"):
-        fit.preflight(bare, zephyr, "Q4_K_M")
-
-
-def test_group_sizes_follow_the_widths(capsys):
-    from transformers import MistralConfig
-
-    def config(width, inner):
-        return MistralConfig(hidden_size=width, intermediate_size=inner, num_hidden_layers=1, num_attention_heads=4,
-                             num_key_value_heads=4, vocab_size=64)  # fmt: skip
-
-    assert fit.fitting_group(config(256, 512), 128) == 128 and not capsys.readouterr().out
-    assert fit.fitting_group(config(192, 512), 128) == 64
-    assert "taking groups of 64" in capsys.readouterr().out
-    assert fit.fitting_group(config(256, 480), 64) == 32
-    with pytest.raises(ValueError, match=r"Groups of 32 weights do not divide .*\[104, 200\]"):
-        fit.fitting_group(config(104, 200), 128)
-    with pytest.raises(ValueError, match="it is 48"):
-        fit.fitting_group(config(256, 512), 48)
-
-
-def test_blocks_that_are_built_otherwise_are_refused():
-    from transformers import GPT2Config
-
-    with pytest.raises(ValueError, match="those of 'gpt2' are not"):
-        fit.block_linears(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64))
-
-
-# --- record ------------------------------------------------------------------------------
-
-
-def record(**changes):
-    fields = dict(
-        name="GPTQ 4-bit", technique="gptq", library="gptqmodel", model="tiny", revision="local", notebook="04_gptq",
-        settings={"BITS": 4}, versions={}, layer="Linear", layers={}, disk_bytes=1, predicted_bytes=1, memory_bytes=1,
-        running_bytes=1, peak_bytes=1, seconds={}, tokens_per_second=1.0, prompt_ids=[1], answer_ids=[2], answer="Ha.",
-        exam_answers=["?"] * 200,
-    )  # fmt: skip
-    return {**fields, **changes}
-
-
-def write(**changes):
-    import numpy as np
-
-    windows, scores = [[1, 2, 3], [1, 3, 2]], [helpers.log_probabilities(np.eye(3, 8)) for _ in range(2)]
-    return helpers.write_record(windows, scores, **record(**changes))
-
-
-def test_a_record_is_written_and_read(folder):
-    written = write()
-    assert record_path("GPTQ 4-bit").name == "gptq-4-bit-tiny.json"
-    assert helpers.read_records("tiny") == [written] == [read_record("GPTQ 4-bit")]
-    assert helpers.read_records("zephyr") == []
-    assert written["right_answers"] == 0 and written["tokens_scored"] == 4
-    ids, scores = read_scores(written)
-    assert ids.tolist() == [[1, 2, 3], [1, 3, 2]] and scores.shape == (2, 2, 8)
-    assert helpers.records_table([written]).loc["GPTQ 4-bit", "right answers"] == "0.0%"
-    with pytest.raises(FileNotFoundError, match="no record of NF4"):
-        read_record("NF4")
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"answer": " "}, "answer is empty"),
-        ({"answer_ids": []}, "answer is empty"),
-        ({"disk_bytes": "1"}, "disk_bytes must be int"),
-        ({"colour": "red"}, "unknown: \\['colour'\\]"),
-        ({"exam_answers": ["?"]}, "The exam has 200 questions; there are 1 answers"),
-    ],
-)
-def test_bad_records(folder, changes, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        write(**changes)
-    assert helpers.read_records() == []
-
-
-def test_a_fresh_record_is_not_stale(folder):
-    assert why_stale(write()) is None
-    assert why_stale(write(settings={"BITS": 3}), {"BITS": 3}) is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        (dict(settings={"BITS": 3}), "made with BITS = 3"),
-        (dict(versions={"torch": "1.0"}), "made with torch 1.0"),
-        (dict(versions={"device": "an abacus"}), "made on an abacus"),
-    ],
-)
-def test_a_record_of_other_settings_or_versions_is_stale(folder, changes, reason):
-    assert reason in why_stale(write(**changes))
-
-
-def test_a_record_is_stale_when_what_made_it_has_changed(folder, monkeypatch, tmp_path):
-    import shutil
-
-    written = write()
-    for name in ("notebooks", "helpers"):
-        shutil.copytree(ROOT / name, tmp_path / "copy" / name)
-    monkeypatch.setattr("helpers.record.ROOT", tmp_path / "copy")
-    assert why_stale(written) is None
-    notebook = tmp_path / "copy" / "notebooks" / "04_gptq.ipynb"
-    text = notebook.read_text(encoding="utf-8")
-    notebook.write_text(text.replace("the model is gone", "gone"), encoding="utf-8")
-    assert "have changed since" in why_stale(written)
-    notebook.write_text(text, encoding="utf-8")
-    assert why_stale(written) is None
-    with (tmp_path / "copy" / "helpers" / "quality.py").open("a") as file:
-        file.write("# changed\n")
-    assert "have changed since" in why_stale(written)
-    assert "another version" in why_stale({**written, "colour": "red"})
-
-
-def test_measure_speed_refuses_sampling_and_silence():
-    runs = iter([[1], [2]])
-    with pytest.raises(RuntimeError, match="decode greedily"):
-        helpers.measure_speed(lambda: next(runs))
-    with pytest.raises(ValueError, match="no token"):
-        helpers.measure_speed(list)
-    ids, speed = helpers.measure_speed(lambda: [5, 6])
-    assert ids == [5, 6] and speed > 0
-
-
-# --- exercises -----------------------------------------------------------------------------
-
-
-def said(capsys, answer, expected, hint="") -> str:
-    from helpers import check
-
-    assert check(answer, expected, hint) is None
-    return capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (5, 5.0),
-        (4.127, 4 + 8 / 64 + 32 / 64 / 256),
-        ("NF4", "NF4"),
-        ({"a", "b"}, {"b", "a"}),
-        (lambda: [1, "x"], (1, "x")),
-        (lambda: torch.arange(4), torch.arange(4)),
-    ],
-)
-def test_a_right_answer_is_told_so(capsys, answer, expected):
-    assert said(capsys, answer, expected) == "right\n"
-
-
-@pytest.mark.parametrize("answer", [None, ..., lambda: None, lambda: [1, None]])
-def test_an_exercise_not_done_is_told_so(capsys, answer):
-    assert said(capsys, answer, 5).startswith("not yet: replace None")
-
-
-def test_an_error_in_the_answer_is_one_line(capsys):
-    assert said(capsys, lambda: 1 / 0, 5) == "not yet: your code stopped with ZeroDivisionError: division by zero\n"
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (5.1, 5),
-        ("five", 5),
-        ([1], [1, 2]),
-        (5, "5"),
-        (True, "right"),
-        (torch.arange(4), torch.arange(4) + 1),
-        (torch.arange(3), torch.arange(4)),
-        (3, torch.arange(4)),
-        (float("nan"), 5),
-        (float("nan"), float("nan")),
-    ],
-)
-def test_a_wrong_answer_is_told_so_with_the_hint(capsys, answer, expected):
-    text = said(capsys, answer, expected, "Think.")
-    assert text.startswith("wrong: your answer is ") and text.endswith(" Think.\n") and text.count("\n") == 1
-
-
-# --- the first block -------------------------------------------------------------------------
-
-
-def save_in_shards(folder):
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="4MB")
-    return model
+    def download(repo_id, revision, allow_patterns, local_files_only=False, dry_run=False):
+        if local_files_only and not cached:
+            raise FileNotFoundError
+        snapshot.mkdir(exist_ok=True)
+        for name in cached.split() if local_files_only else ["config.json"]:
+            (snapshot / name).write_bytes(config.encode() if name == "config.json" else (TINY / name).read_bytes())
+        wanted = [name for name in sizes if any(pathlib.PurePath(name).match(pattern) for pattern in allow_patterns)]
+        files = [types.SimpleNamespace(filename=name, file_size=sizes[name], will_download=True) for name in wanted]
+        return files if dry_run else str(snapshot)
+
+    snapshot = tmp_path / "0123456789abcdef"
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: types.SimpleNamespace(sha=snapshot.name))
+    with pytest.raises(ValueError, match=told) if told else contextlib.nullcontext():
+        found = models.find("some/model")
+        assert (found.download, found.revision) == (sizes.get("model.safetensors", 0), snapshot.name)
+
+
+@pytest.mark.parametrize(("template", "files", "said", "prompt"), [
+    (CHAT, {}, None, TWO),
+    (CHAT, {"generation_config.json": '{"do_sample": true, "num_beams": 4, "top_k": null, "eos_token_id": [2, 5]}'},
+     "settings are left out: do_sample, num_beams", TWO),
+    (None, {}, "has no chat template", PLAIN),
+    (STRICT, {}, "takes no system message", ONE),
+    (None, {"chat_template.jinja": STRICT}, "takes no system message", ONE),
+    ([{"name": "rag", "template": "no"}, {"name": "default", "template": CHAT}], {}, "'default' is used", TWO),
+    (None, {"chat_template.jinja": ""}, "has no chat template", PLAIN),
+])
+def test_a_prepared_model_takes_the_conversation_and_its_own_files_stay(tmp_path, template, files, said, prompt):
+    from transformers import AutoTokenizer
+
+    source, target = pathlib.Path(shutil.copytree(TINY, tmp_path / "model")), tmp_path / "prepared"
+    settings = json.loads((TINY / "tokenizer_config.json").read_text()) | {"chat_template": template}
+    files = {"tokenizer_config.json": json.dumps({k: v for k, v in settings.items() if v is not None})} | files
+    for name, text in files.items():
+        (source / name).write_text(text)
+    before = content_of(source)
+    for _ in range(2):  # a second time over the first
+        assert [said in sentence for sentence in models.prepare(source, target)] == ([True] if said else [])
+    assert helpers.render_prompt(AutoTokenizer.from_pretrained(target)) == prompt
+    assert content_of(source) == before and (target / "model.safetensors").is_symlink()
+    decoding = json.loads((target / "generation_config.json").read_text())
+    assert decoding["eos_token_id"] and not {"num_beams", "top_k"} & decoding.keys() and not decoding.get("do_sample")
+
+
+def test_calibration_texts_of_other_kinds_are_as_long(tokenizer):
+    own, *other = (models.calibration_texts(16, kind, tokenizer) for kind in ("own", "unrelated", "random"))
+    assert len(models.calibration_texts(128)) == 128 and own == models.calibration_texts(128)[:16]
+    lengths = [sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) for texts in (own, *other)]
+    assert lengths == pytest.approx([lengths[0]] * 3, rel=0.3)  # cut anywhere, a text has other tokens again
+    assert all(len(texts) == 16 and not set(texts) & set(own) for texts in other)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_the_first_block_is_the_models_own(tmp_path, sharded):
-    """Its weights and what flows through it, from one file and from shards, of which the others are not read."""
-    from helpers import Checkpoint, first_block
+    from transformers import AutoModelForCausalLM
 
-    model = save_in_shards(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
     if sharded:  # the last shard holds later blocks and the last norm: it may be missing
+        model.save_pretrained(tmp_path, max_shard_size="4MB")
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
         (tmp_path / index["model.norm.weight"]).unlink()
-    part = first_block(Checkpoint(str(tmp_path if sharded else TINY)), torch.bfloat16)
-    assert len(part.layers) == 1 and not part.training
-    ids, seen = torch.arange(3, 40)[None], []
+    part, ids, seen = models.first_block(tmp_path if sharded else TINY, torch.bfloat16), torch.arange(3, 40)[None], []
     for layers in (model.model.layers, part.layers):
         layers[0].register_forward_hook(lambda module, given, out: seen.append(out))
     with torch.no_grad():
         model(ids), part(ids)
-    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[1]) and len(part.layers) == 1 and not part.training
 
 
-def test_a_shard_that_the_index_names_and_is_missing_is_told(tmp_path):
-    from helpers import Checkpoint, first_block
+def test_a_storage_is_counted_once_also_while_it_waits_for_the_gpu():
+    """Accelerate's offloading, with the processor in the GPU's place: the weights lie in the hooks."""
+    from accelerate import cpu_offload
 
-    save_in_shards(tmp_path)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
-    (tmp_path / index["model.layers.0.mlp.up_proj.weight"]).unlink()
-    with pytest.raises(ValueError, match="lacks a file that its index names"):
-        first_block(Checkpoint(str(tmp_path)), torch.bfloat16)
+    model = small(tie_word_embeddings=True)
+    model.kept = model.lm_head.weight.data[:4]  # a kernel's own view of the weights
+    whole = 4 * sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    assert helpers.tensor_bytes(model) == whole
+    cpu_offload(model, execution_device="cpu")
+    assert {p.device.type for p in model.parameters()} == {"meta"} and helpers.tensor_bytes(model) == whole
 
 
-def test_the_published_address_makes_no_record_stale(tmp_path, monkeypatch):
-    import shutil
+def test_the_constants_of_nf4_are_counted():
+    """For 256 * 256 weights: a float32 for each block of 64; or a byte, a float32 for 256, a table and an offset."""
+    import bitsandbytes as bnb
 
-    import stamp
-    from helpers import record
+    for double, constants in [(False, 4 * 1024), (True, 1024 + 4 * 4 + 4 * 256 + 4)]:
+        layer = bnb.nn.Linear4bit(256, 256, bias=False, compress_statistics=double, quant_type="nf4").to("cpu")
+        assert helpers.tensor_bytes(layer) == 256 * 256 // 2 + constants + 4 * 16  # and the sixteen levels
 
-    for name in ("notebooks", "helpers"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    monkeypatch.setattr(record, "ROOT", tmp_path)
-    before = record.made_from("03_nf4", "tiny")
-    assert "03_nf4.ipynb" in stamp.stamp("some-body/series", "v9.1", tmp_path)
-    assert record.made_from("03_nf4", "tiny") == before
-    path = tmp_path / "notebooks" / "03_nf4.ipynb"
-    path.write_text(path.read_text(encoding="utf-8").replace("blocksize=64", "blocksize=128"), encoding="utf-8")
-    assert record.made_from("03_nf4", "tiny") != before
+
+def test_clear_cache_names_each_holder(capsys):
+    one, two, three, four, five, six = (small() for _ in range(6))
+    lazy = types.ModuleType("lazy")
+    lazy._modules = {"a", "b"}  # as 'import transformers' binds a module: a set of names
+    held = {"lazy": lazy, "_7": one, "model": one, "models": [0, two], "runs": {"nf4": {"tiny": three}}}
+    held |= {"one": types.SimpleNamespace(pipe=types.SimpleNamespace(model=four)), "forward": six.forward}
+    held["ask"] = (lambda model: lambda: model)(five)
+    names = ["ask (closure over model)", "forward.__self__", "model", "models[1]", "one.pipe.model"]
+    names.append("runs['nf4']['tiny']")
+    assert helpers.clear_cache(held).held_by == names
+    assert f"still holding a model: {', '.join(names)}" in capsys.readouterr().out
+    assert helpers.clear_cache({}).held_by == [], "a namespace that is given is all that is looked at"
+
+
+def test_clear_cache_frees_what_a_notebook_remembers():
+    """In a real kernel: a model in a cycle, shown by one cell, in the frames of a cell that raised, and caught."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = [
+        "import sys, weakref, json; from helpers import clear_cache; from series.models import TINY\n"
+        "from transformers import AutoModelForCausalLM; model = AutoModelForCausalLM.from_pretrained(TINY)\n"
+        "model.itself, alive = [model], weakref.ref(model)\ndef fail(held): raise ValueError('on purpose')",
+        "model", "fail(model)",
+        "try: fail(model)\nexcept ValueError as error: sys.last_value, sys.last_traceback = error, error.__traceback__",
+        "json.kept = model; del model; print(clear_cache().held_by)",
+        "del json.kept; print(clear_cache().held_by, alive() is None)",
+    ]  # fmt: skip
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": ROOT}}).execute()
+    said = ["".join(o.text for o in cell.outputs if o.get("name") == "stdout") for cell in notebook.cells]
+    assert said[4].endswith("['a MistralForCausalLM that no variable leads to']\n") and said[5].endswith("[] True\n")
 
 
 def test_what_vllm_remembers_of_a_tokenizer_does_not_keep_it_alive():
     """Three copies of the tokenizer would stay for every engine; vLLM's own record of their methods holds them."""
     from vllm.utils.func_utils import supports_kw
 
-    def start():
+    def begin():
         tokenizer = type("Tokenizer", (), {})()
-
-        def encode(text, return_dict=False):
-            return tokenizer
-
-        assert supports_kw(encode, "return_dict")
+        assert supports_kw(lambda text, return_dict=False: tokenizer, "return_dict")
         return weakref.ref(tokenizer)
 
-    alive = start()
-    gc.collect()
+    alive = begin()
     assert alive() is not None, "vLLM has mended it: clear_cache need not do it any more"
     helpers.clear_cache({})
     assert alive() is None
+
+
+def test_quiet_holds_back_chatter_and_shows_errors(capfd):
+    with quiet():
+        print("chatter")
+        os.write(1, b"chatter from C\n")
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(ValueError), quiet():
+        print("the last words")
+        raise ValueError
+    assert "the last words" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("vocabulary", "length"), [(2048, 256), (128_000, 128), (256_000, 64)])
+def test_windows_of_the_held_out_text_are_shorter_for_a_large_vocabulary(tokenizer, vocabulary, length, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "__len__", lambda self: vocabulary)
+    windows, questions = quality.held_out_windows(tokenizer), quality.exam_questions()
+    assert len(windows) == 16 and {(len(ids), ids[0]) for ids in windows} == {(length, tokenizer.bos_token_id)}
+    text = tokenizer.decode([token for ids in windows for token in ids[1:]])
+    assert text.startswith("<|user|>\n" + questions[0]["question"]) and questions[15]["answer"] in text
+    with pytest.raises(ValueError, match="held-out text has"):
+        quality.held_out_windows(tokenizer, count=1000)
+
+
+def test_perplexity_is_torchs():
+    torch.manual_seed(0)
+    logits, ids = 3 * torch.randn(2, 9, 50), torch.randint(50, (2, 9))
+    scores = [quality.log_probabilities(rows) for rows in logits]
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    for rows in (scores, [part[:-1] for part in scores]):  # with or without the row after the last token
+        # float16 keeps three to four digits of a log-probability
+        assert quality.perplexity(ids.tolist(), rows) == pytest.approx(loss.exp().item(), rel=1e-3)
+    with pytest.raises(ValueError, match="rows of log-probabilities"):
+        quality.perplexity(ids.tolist(), [rows[:-2] for rows in scores])
+
+
+def test_distance_is_the_kl_divergence_computed_by_hand():
+    p, q = np.log([[[0.5, 0.5]], [[0.5, 0.5]]]), np.log([[[0.25, 0.75]], [[0.5, 0.5]]])
+    first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)  # of the first window; the second is 0
+    # the standard deviation of 'first' and 0 is first / sqrt(2), over sqrt(2 windows); computed in float32
+    wanted = {"kl_divergence": first / 2, "standard_error": first / 2, "same_top_token": 0.5}
+    assert quality.distance(q, p) == pytest.approx(wanted, rel=1e-5)
+    assert quality.distance(p, p) == {"kl_divergence": 0, "standard_error": 0, "same_top_token": 1}
+
+
+def test_the_exam_is_for_tiny_only(tokenizer):
+    questions = quality.exam_questions("tiny")
+    assert len(questions) == 200 and quality.exam_questions("zephyr") == []
+    asked = [helpers.MESSAGES[0], {"role": "user", "content": questions[0]["question"]}]
+    ids = tokenizer.encode(helpers.render_prompt(tokenizer, asked), add_special_tokens=False)
+    assert quality.exam_prompts(tokenizer, questions[:1]) == [ids]
+    answers = [f" {q['answer']}\n" for q in questions]
+    assert [quality.right_answers(questions, given) for given in (answers, ["", *answers[1:]])] == [1, 0.995]
+
+
+def test_bytes_are_the_published_ones_and_those_that_were_counted():
+    from transformers import AutoConfig, GPT2Config, MistralConfig
+
+    zephyr, tiny = MistralConfig(), AutoConfig.from_pretrained(TINY)  # whose defaults are Mistral-7B's, and so Zephyr's
+    linear = [w for w in model_weights(zephyr) if w.role == "linear"]
+    assert sum(w.count for w in model_weights(zephyr)) == 7_241_732_096 == helpers.weight_bytes(zephyr) / 2
+    assert sum(w.count for w in linear) == 6_979_321_856
+    assert helpers.cache_bytes(zephyr, context=4096, batch=2) == 4096 * 2 * 128 * 1024
+    # TheBloke/zephyr-7B-beta-GGUF's Q4_K_M has 4.37 GB: three digits, and a header with the vocabulary
+    assert helpers.weight_bytes(zephyr, "Q4_K_M") == pytest.approx(4.37e9, rel=0.01)
+    exact = {"16-bit": 16, "Q6_K": 6.5625, "Q8_0": 8.5, "AWQ": 4 + 20 / 128}
+    assert {kind: helpers.bits_per_weight(zephyr, kind) for kind in exact} == exact
+    assert helpers.bits_per_weight(zephyr, "AWQ", group_size=32) == 4 + 20 / 32
+    # 8 bits for 64 weights and 32 for 64 * 256; the tables of each layer add less than a thousandth
+    assert helpers.bits_per_weight(zephyr, "NF4") == pytest.approx(4 + 8 / 64 + 32 / 64 / 256, rel=1e-3)
+    others = 2 * (2 * 32000 * 4096 + 65 * 4096)  # embedding, head and norms stay in 16 bits
+    assert helpers.weight_bytes(zephyr, "NF4") == sum(linear_bytes(w, "NF4") for w in linear) + others
+    # as counted once in memory (16-bit, NF4) and over the tensors of the checkpoints (GPTQ, AWQ)
+    sizes = {"16-bit": 17_834_496, "NF4": 6_223_968, "GPTQ": 6_273_536, "AWQ": 6_191_616}
+    assert {kind: helpers.weight_bytes(tiny, kind) for kind in sizes} == sizes
+    assert len(helpers.block_linears(tiny)) == 7 * tiny.num_hidden_layers
+    with pytest.raises(ValueError, match="no format 'Q9'"):
+        helpers.weight_bytes(zephyr, "Q9")
+    with pytest.raises(ValueError, match="those of 'gpt2' are not"):
+        helpers.block_linears(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64))
+
+
+@pytest.mark.parametrize(("layers", "heads", "inner", "tied"), [(16, 2, 512, False), (3, 8, 704, True)])
+def test_gguf_bytes_are_llama_cpps_own(tmp_path, layers, heads, inner, tied):
+    """Every type, on other branches of llama.cpp's rules: few layers, shared heads, a tied head, an odd width."""
+    import gguf
+    import llama_cpp
+
+    model = small(vocab_size=512, hidden_size=256, intermediate_size=inner, num_hidden_layers=layers, head_dim=32,
+                  num_attention_heads=8, num_key_value_heads=heads, tie_word_embeddings=tied)  # fmt: skip
+    full, names = tmp_path / "full.gguf", gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    facts = {"block_count": layers, "context_length": 512, "head_count": 8, "head_count_kv": heads}
+    facts |= {"embedding_length": 256, "feed_forward_length": inner, "layer_norm_rms_eps": 1e-5}
+    writer = gguf.GGUFWriter(full, "llama")
+    for fact, value in facts.items():
+        getattr(writer, f"add_{fact}")(value)
+    for name, tensor in model.named_parameters():
+        writer.add_tensor(names.get_name(name, (".weight",)), tensor.detach().numpy())
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    for kind in GGUF_TYPES:
+        settings, target = llama_cpp.llama_model_quantize_default_params(), tmp_path / f"{kind}.gguf"
+        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        with quiet():
+            assert llama_cpp.llama_model_quantize(bytes(full), bytes(target), ctypes.byref(settings)) == 0
+        found = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(target).tensors)
+        assert helpers.weight_bytes(model.config, kind) == found, kind
+
+
+def test_a_record_is_read_as_it_was_written():
+    written, other = write(), write(name="GPTQ 4-bit", model="some/model", exam_answers=[])
+    assert record.record_path("GPTQ 4-bit", "some/model").name == "gptq-4-bit-some-model.json"
+    assert record.read_records("tiny") == [written] == [record.read_record("NF4")]
+    assert record.read_records("some/model") == [other] and other["right_answers"] is None
+    assert written["right_answers"] == 0 and written["tokens_scored"] == 4
+
+
+def test_figures_hold_a_run_against_the_16_bit_model():
+    reference, run = write(3 * np.eye(3, 8), name="16-bit", technique="baseline"), write(np.eye(3, 8))
+    q, p = (quality.log_probabilities(logits * np.eye(3, 8))[:2].astype(float) for logits in (1, 3))
+    found, alone = record.figures(run, reference), record.figures(run, None)
+    assert found["kl_divergence"] == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-5)  # in float32
+    assert record.figures(reference, reference)["kl_divergence"] == 0 and alone["kl_divergence"] is None
+    with pytest.raises(ValueError, match="scored on other tokens"):
+        record.figures(write(windows=[(1, 2, 4), (1, 3, 2)]), reference)
+    shown = record.table({"NF4": found | {"right_answers": 0.5}, "alone": alone})
+    assert shown.loc["NF4", "right answers"] == "50.0% ± 3.5", "sqrt(0.5 * 0.5 / 200) = 0.035"
+    assert shown.loc["alone", "KL divergence"] == "-" and shown.loc["NF4", "run by"] == "bitsandbytes"
+
+
+@pytest.mark.parametrize(("changes", "asked", "reason"), [
+    ({"settings": {"MAX_NEW_TOKENS": 32}}, {"MAX_NEW_TOKENS": 32}, "None"),
+    ({"settings": {"MAX_NEW_TOKENS": 32}}, {}, "made with MAX_NEW_TOKENS = 32"),
+    ({"versions": {"torch": "1.0"}}, {}, "made with torch 1.0"),
+    ({"versions": {"device": "an abacus"}}, {}, "made on an abacus"),
+    ({"identity": "another"}, {}, "the model's files have changed"),
+])
+def test_a_record_of_another_setting_version_or_model_is_stale(changes, asked, reason):
+    assert reason in str(record.why_stale(write(**changes), asked, identity="abc"))
+
+
+@pytest.mark.parametrize(("where", "change", "stale"), [
+    ("lesson", lambda source: "# a remark\n\n" + source, False),
+    ("lesson", lambda source: source.replace('"""', '"""Other prose: ', 1), False),
+    ("copy", lambda source: source.replace("\n", "  # a remark\n\n", 1), False),
+    ("markdown", lambda source: source + " More prose.", False),
+    ("measure", lambda source: source + "\nprint('no part of the recipe')", False),
+    ("copy", lambda source: source + "\nmodel.half()", True),
+    *[(file, lambda source: source + "\nBATCH = 1\n", not some) for file, some in notebooks.MEASURES.items()],
+    ("series/lesson.py", lambda source: source.replace("answers(prompts, 48)", "answers(prompts, 47)"), True),
+])
+def test_a_record_is_stale_when_what_made_it_does_something_else(where, change, stale, tmp_path, monkeypatch):
+    written = write()
+    for name in ("notebooks/03_nf4.ipynb", *notebooks.MEASURES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if name.endswith(".ipynb"):
+            content = json.loads(text)
+            for cell in content["cells"]:
+                if where in (cell["id"], cell["cell_type"], *cell["metadata"].get("tags", ())):
+                    cell["source"] = change("".join(cell["source"]))
+            text = json.dumps(content)
+        (tmp_path / name).write_text(change(text) if where in name else text, encoding="utf-8")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path / "notebooks")
+    assert (record.why_stale(written) is not None) == stale
+
+
+def test_measure_speed_refuses_sampling_and_silence():
+    with pytest.raises(RuntimeError, match="decode greedily"):
+        measure_speed(mock.Mock(side_effect=[[1], [2]]))
+    with pytest.raises(ValueError, match="no token"):
+        measure_speed(list)
+    assert measure_speed(lambda: [5, 6])[0] == [5, 6] and measure_speed(lambda: [5, 6])[1] > 0
+
+
+FOUR, UNDONE = torch.arange(4), "not yet: replace None in the cell above with your answer"
+
+
+@pytest.mark.parametrize(("answer", "expected", "said"), [
+    (5, 5.0, "right"),
+    (4.127, 4 + 8 / 64 + 32 / 64 / 256, "right"),
+    (lambda: [FOUR, "x"], lambda: (FOUR.clone(), "x"), "right"),
+    (np.eye(2), np.eye(2), "right"),
+    (FOUR.int(), FOUR, "right values, other dtype: torch.int32 instead of torch.int64"),
+    (FOUR.reshape(2, 2), FOUR, "right values, other shape: (2, 2) instead of (4,)"),
+    (None, 5, UNDONE),
+    (lambda: [1, ...], 5, UNDONE),
+    (lambda: 1 / 0, 5, "not yet: your code stopped with ZeroDivisionError: division by zero"),
+    (5.1, 5, "wrong: your answer is 5.1. Think."),
+    ([1], [1, 2], "wrong: your answer is [1]. Think."),
+    (FOUR[:3], FOUR, "wrong: your answer is of shape (3,), and differs. Think."),
+    (float("nan"), float("nan"), "wrong: your answer is nan. Think."),
+    ("x" * 100, 5, f"wrong: your answer is '{'x' * 76}.... Think."),
+])
+def test_an_exercise_is_answered_in_one_line(capsys, answer, expected, said):
+    assert helpers.check(answer, expected, "Think.") is None
+    assert capsys.readouterr().out == said + "\n"

@@ -9,45 +9,45 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ORIGINAL, ROOT, shown
 
 from execute import NotebookFailed, execute
-from helpers.record import read_record
+from execution import BY_STEM, ROOT, cell, printed
+
+ORIGINAL = BY_STEM["08_original_stack"]
 
 
 @pytest.fixture(scope="module")
 def original(executed):
-    return executed(ORIGINAL)[0]
+    return executed(ORIGINAL.stem)
 
 
 def test_the_articles_libraries_do_the_work(original):
-    said = shown(original)
-    assert re.search(r"56 linear layers of auto_gptq\.nn_modules\.qlinear\.\w+\.QuantLinear", said)
-    assert "ctransformers.transformers.CTransformersModel" in said and "bitsandbytes.nn.modules.Linear4bit, nf4" in said
-    versions = dict(re.findall(r"^(transformers|auto-gptq|optimum) +([\d.]+)$", said, re.M))
+    table = printed(cell(original, "table"))
+    assert "QuantLinear" in table and "CTransformersModel" in table and "nf4" in table
+    versions = dict(re.findall(r"\b(transformers|auto-gptq|optimum) ([\d.]+)", printed(cell(original, "start"))))
     assert versions["transformers"].startswith("4.") and set(versions) == {"transformers", "auto-gptq", "optimum"}
 
 
-def test_its_answers_are_todays(original):
-    said = shown(original)
-    for name in ("16-bit", "GPTQ 4-bit", "GGUF Q4_K_M"):
-        answer = read_record(name)["answer"]
-        assert said.count(answer) >= 4, f"{name}: each of the four ways answers {answer!r}"
-    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.startswith(("GPTQ  ", "GGUF  "))}
+def test_its_answers_are_todays(original, record):
+    for stem, place in {"01_baseline": "pipeline", "04_gptq": "shift", "05_gguf": "gguf"}.items():
+        assert record(stem)["answer"] in printed(cell(original, place))
+    rows = {line.split()[0]: line.split() for line in printed(cell(original, "table")).splitlines()
+            if line.startswith(("GPTQ  ", "GGUF  "))}  # fmt: skip
     for kind in ("GPTQ", "GGUF"):  # the same ids; of a dozen answers nearly all, since a near-tie may fall otherwise
         assert rows[kind][-2] == "True" and int(rows[kind][-1]) >= 11, rows[kind]
+    said = printed(cell(original, "divergence"))
     assert float(re.search(r"KL divergence between the two libraries: ([\d.]+)", said)[1]) < 0.002
 
 
-def test_the_new_format_is_misread_without_a_word(original):
+def test_the_new_format_is_misread_without_a_word(original, record):
     """What the notebook warns of: the checkpoint as it is gives nonsense, and no error."""
-    (cell,) = [c for c in original.cells if c.cell_type == "code" and "unchanged = ask(" in c.source]
-    assert len(cell.outputs) == 1 and cell.outputs[0].name == "stdout"
-    assert cell.outputs[0].text.strip() and "Large Language Model" not in cell.outputs[0].text
+    said = printed(cell(original, "gptq-as-it-is")).strip()
+    assert said and not said.startswith(record("04_gptq")["answer"][:20])
+    assert "0x88888888" in printed(cell(original, "zero"))
 
 
 def test_the_table_has_every_row_of_the_issue_and_its_outcome(original):
-    said = shown(original)
+    said = printed(cell(original, "outcomes"))
     outcomes = re.findall(r"^2023   (.+)\n       (.+)\ntoday  (.+)\n       (.+)$", said, re.M)
     assert len(outcomes) == 8 and all(new.startswith("runs: ") for _, _, _, new in outcomes)
     wanted = {
@@ -81,7 +81,7 @@ def test_a_row_that_does_not_hold_is_seen():
 
 def test_another_kernel_is_told_what_to_do(tmp_path):
     notebook = nbformat.read(ORIGINAL, as_version=4)
-    last = next(i for i, cell in enumerate(notebook.cells) if "make original" in cell.source and "raise" in cell.source)
+    last = next(i for i, c in enumerate(notebook.cells) if c.id == "start")
     notebook.cells = notebook.cells[: last + 1]
     notebook.metadata["kernelspec"]["name"] = "python3"
     with pytest.raises(NotebookFailed, match="the libraries of 2023 want 4.45. Type 'make original'"):
@@ -93,13 +93,6 @@ def test_a_kernel_that_is_not_there_is_named(tmp_path):
     notebook.metadata["kernelspec"] = {"name": "series-1999", "display_name": "x", "language": "python"}
     with pytest.raises(NotebookFailed, match="needs the kernel 'series-1999': type 'make original'"):
         execute(notebook, tmp_path / "out.ipynb")
-
-
-def test_colab_is_told_that_it_has_no_such_environment():
-    from helpers import colab
-
-    with pytest.raises(RuntimeError, match="needs an environment of its own"):
-        colab.install("08_original_stack")
 
 
 def test_the_two_environments_are_apart():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import json
 import pathlib
 import re
 import shlex
@@ -13,12 +12,12 @@ import sys
 import tarfile
 
 import pytest
-from conftest import ALL, ROOT
 
 import setup
-from helpers import colab
-from helpers.converter import _unpack
-from series import chosen
+from execution import ALL, ROOT
+from run import chosen
+from series import colab
+from series.converter import unpack
 
 
 def test_a_stage_runs_once_and_again_after_a_failure(tmp_path, monkeypatch, capsys):
@@ -56,7 +55,7 @@ def test_the_makefile_runs_every_notebook():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(path.name[:2] in text for path in ALL)
     done = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "setup.py" in done.stdout and "series.py" in done.stdout
+    assert "setup.py" in done.stdout and "run.py" in done.stdout
 
 
 def _archive(folder: pathlib.Path, *names: str) -> pathlib.Path:
@@ -70,30 +69,20 @@ def _archive(folder: pathlib.Path, *names: str) -> pathlib.Path:
 
 def test_the_converter_is_unpacked_without_the_rest(tmp_path):
     archive = _archive(tmp_path, "convert_hf_to_gguf.py", "conversion/base.py", "src/llama.cpp")
-    _unpack(archive, tmp_path / "out")
+    unpack(archive, tmp_path / "out")
     found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert found == {"convert_hf_to_gguf.py", "conversion/base.py"}
 
 
 def test_an_archive_that_climbs_out_is_refused(tmp_path):
     with pytest.raises(tarfile.OutsideDestinationError):
-        _unpack(_archive(tmp_path, "conversion/../../../evil.py"), tmp_path / "out")
+        unpack(_archive(tmp_path, "conversion/../../../evil.py"), tmp_path / "out")
     assert not (tmp_path / "evil.py").exists()
 
 
 def test_an_archive_without_the_converter_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="holds no convert_hf_to_gguf.py"):
-        _unpack(_archive(tmp_path, "conversion/base.py"), tmp_path / "out")
-
-
-def test_an_audit_that_looked_nothing_up_is_no_clean_bill():
-    """pip-audit ends well when the index knows no package: its words are read, not its exit."""
-    from audit import report
-
-    vulnerable = {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
-    clean, skipped = {"name": "b", "version": "1", "vulns": []}, {"name": "c", "skip_reason": "not found"}
-    said = json.dumps({"dependencies": [vulnerable, clean, skipped], "fixes": []})
-    assert report(said) == (["a 1: CVE-1, mended in 2"], ["c"], 2)
+        unpack(_archive(tmp_path, "conversion/base.py"), tmp_path / "out")
 
 
 def test_the_lock_file_has_hashes_and_the_pins_of_requirements():
@@ -127,7 +116,7 @@ def test_amx_is_left_out_where_the_compiler_knows_it(tmp_path, monkeypatch, word
 
 
 def test_llama_cpp_was_compiled_without_amx():
-    """With it, llama.cpp ends the kernel on some processors; see helpers/colab.py."""
+    """With it, llama.cpp ends the kernel on some processors; see series/colab.py."""
     import llama_cpp
 
     assert b"AMX" not in llama_cpp.llama_print_system_info()

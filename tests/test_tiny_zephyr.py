@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 import corpus
 from evaluate import BEGIN, END, examine, round_to_nearest
 from finish import add_outlier_channels
-from helpers.models import TINY
-from helpers.quality import exam_questions
+from series.models import TINY
+from series.quality import exam_questions
 
 
 @pytest.fixture(scope="module")

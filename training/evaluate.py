@@ -17,16 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helpers.models import TINY  # noqa: E402
-from helpers.quality import (  # noqa: E402
+from series.models import TINY  # noqa: E402
+from series.quality import (  # noqa: E402
     exam_prompts,
     exam_questions,
-    generate_answers,
     held_out_windows,
     log_probabilities,
     perplexity,
     right_answers,
 )
+from series.runtimes import Transformers  # noqa: E402
 
 BEGIN, END = "<!-- measured: training/evaluate.py -->", "<!-- end -->"
 
@@ -34,7 +34,8 @@ BEGIN, END = "<!-- measured: training/evaluate.py -->", "<!-- end -->"
 def examine(model, tokenizer) -> float:
     """Share of the exam's questions that the model answers exactly."""
     questions = exam_questions()
-    return right_answers(questions, generate_answers(model, tokenizer, exam_prompts(tokenizer, questions)))
+    answers = Transformers(model, tokenizer, []).answers(exam_prompts(tokenizer, questions), 48)
+    return right_answers(questions, [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers])
 
 
 @torch.no_grad()

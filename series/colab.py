@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,15 +21,12 @@ OTHER_TORCH = ("torchvision", "torchaudio", "torchcodec")  # built for one torch
 
 
 def requirements(notebook: str) -> dict[str, tuple[str, bool]]:
-    """package -> (its pin in requirements.txt, whether Colab's own version does), for one notebook such as '03_nf4'.
-
-    ``07_comparison`` runs the others, and needs what they need.
-    """
+    """package -> (its pin in requirements.txt, whether Colab's own version does), for one notebook such as '03_nf4'."""
     number, found = notebook[:2], {}
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         pin, _, note = (part.strip() for part in line.partition("#"))
         words = note.partition(";")[0].split()
-        if pin and ({"all", number} & set(words) or (number == "07" and any(word.isdigit() for word in words))):
+        if pin and {"all", number} & set(words):
             found[pin.partition("==")[0]] = pin, "provided" in words
     return found
 
@@ -65,6 +64,8 @@ def install(notebook: str) -> None:
         RuntimeError: pip failed (its last words are in the message), a version is not the pinned one afterwards, or
             something was replaced that this session has already imported, so that it must be restarted.
     """
+    if "google.colab" not in sys.modules:
+        return
     if notebook == "08_original_stack":
         raise RuntimeError(
             "This notebook needs an environment of its own beside today's, which Colab does not have. Read its outputs "
@@ -74,7 +75,7 @@ def install(notebook: str) -> None:
     # Colab brings torch and others: they do, unless vLLM wants its own torch.
     pins = {p: pin for p, (pin, provided) in wanted.items() if not (provided and _version(p))}
     build = ""
-    if notebook[:2] in ("06", "07"):
+    if notebook[:2] == "06":
         build, why = vllm_build(driver)
         print(why)
         pins |= {"torch": wanted["torch"][0]} if build == "cpu" else {"vllm": VLLM}  # which brings its own torch
@@ -115,15 +116,23 @@ def install(notebook: str) -> None:
     print(f"{notebook} has what it needs")
 
 
-def install_cpu_torch(python: str, pin: str) -> bool:
+def for_uv() -> dict[str, str]:
+    """uv's environment: it trusts what this machine trusts, and the certificates that pip was given."""
+    theirs = {"SSL_CERT_FILE": os.environ["PIP_CERT"]} if "PIP_CERT" in os.environ else {}
+    return {"UV_SYSTEM_CERTS": "true"} | theirs | os.environ
+
+
+def install_cpu_torch(python: str, pin: str, *options: str) -> bool:
     """Install torch's CPU build, which has no gigabytes of CUDA, for ``python``; False when it cannot be reached."""
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    if subprocess.run([*pip, f"{pin}+cpu"], capture_output=True).returncode == 0:
+    uv = [python, "-m", "uv", "pip", "install", "-q", "--python", python, "--torch-backend", "cpu"]
+
+    def done(*command: str) -> bool:  # a failure is no news for the reader: there is another way
+        return subprocess.run([*command, *options], capture_output=True, env=for_uv()).returncode == 0
+
+    if done(*pip, f"{pin}+cpu"):
         return True  # the index that this machine is set up with offers it
-    if subprocess.run([*pip, "uv"]).returncode:
-        return False
-    uv = [python, "-m", "uv", "pip", "install", "-q", "--python", python, "--torch-backend", "cpu", pin]
-    return subprocess.run(uv).returncode == 0
+    return subprocess.run([*pip, "uv"], capture_output=True).returncode == 0 and done(*uv, pin)
 
 
 def without_amx(compiler: str = "cc") -> dict[str, str]:
@@ -142,19 +151,67 @@ def without_amx(compiler: str = "cc") -> dict[str, str]:
     return {"CMAKE_ARGS": " ".join([*filter(None, [os.environ.get("CMAKE_ARGS")]), shlex.join(ours)])}
 
 
+# CMake reads this after each project(). What llama.cpp's programs share is more than half of its code, and Python loads
+# none of it; -O1 for what reads models and builds graphs, while ggml, which computes, keeps -O3.
+LEAN = """
+if(PROJECT_NAME STREQUAL "llama.cpp")
+  set(LLAMA_BUILD_COMMON OFF)
+  set(CMAKE_CXX_FLAGS_RELEASE "-O1 -DNDEBUG")
+elseif(PROJECT_NAME STREQUAL "ggml")
+  set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
+endif()
+"""
+WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"  # the maintainers' own index; no hash is known for these
+
+
 def install_llama_cpp(python: str, *what: str) -> str | None:
-    """Compile llama-cpp-python, named to pip by ``what``; return what went wrong. A cached one with AMX is not kept."""
-    pip, env = [python, "-m", "pip", "--disable-pip-version-check"], os.environ | without_amx()
-    system = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
-    for again in ([], ["--force-reinstall", "--no-deps"]):
-        done = subprocess.run([*pip, "install", "-q", *again, *what], env=env, capture_output=True, text=True)
+    """Install llama-cpp-python, named to pip by ``what``; return what went wrong.
+
+    The maintainers' wheel if it can be had within ten seconds, else compiled. One that does not load here is replaced,
+    and one that was compiled with AMX: pip may have kept it from another day or another processor.
+    """
+    pin, amx = requirements("05_gguf")["llama-cpp-python"][0], without_amx()
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    code = "import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_print_system_info().decode())"
+
+    def wrong() -> str | None:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True)
         if done.returncode:
-            return (done.stderr or done.stdout).strip()[-1500:]
-        said = subprocess.run([python, "-c", system], capture_output=True, text=True).stdout
-        if "AMX" not in said or "CMAKE_ARGS" not in env:
-            break
-        subprocess.run([*pip, "cache", "remove", "-q", "llama_cpp_python"], capture_output=True)
-    return None
+            return done.stderr.strip()[-500:] or f"It ended with {done.returncode} while it loaded."
+        version = done.stdout.split()[0]
+        if version != pin.partition("==")[2]:
+            return f"It is version {version}, not {pin}."
+        return "It uses AMX." if amx and "AMX" in done.stdout else None
+
+    if not wrong():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        if "CMAKE_ARGS" not in os.environ:  # else somebody wants it compiled in a certain way
+            get = [*pip, "download", "-q", "--no-deps", "--only-binary", ":all:", "--retries", "0", "-d", folder]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run([*get, "--extra-index-url", WHEELS, pin], capture_output=True, timeout=10)
+            if wheels := list(map(str, pathlib.Path(folder).glob("*.whl"))):
+                options = ["--no-deps"] if "--no-deps" in what else []
+                subprocess.run([*pip, "install", "-q", *options, *wheels], capture_output=True)
+                if not wrong():
+                    return None
+        if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            return "It must be compiled, and no C++ compiler was found. Install one, such as g++."
+        file = pathlib.Path(folder) / "lean.cmake"
+        file.write_text(LEAN)
+        lean = shlex.quote(f"-DCMAKE_PROJECT_INCLUDE={file}")
+        given = amx.get("CMAKE_ARGS") or os.environ.get("CMAKE_ARGS", "")
+        env = os.environ | {"CMAKE_ARGS": f"{given} {lean} -DLLAVA_BUILD=OFF"}
+        anew = ["--force-reinstall", "--no-deps"]
+        there = subprocess.run([*pip, "show", "-q", "llama-cpp-python"], capture_output=True).returncode == 0
+        for again in (anew if there else [], anew):
+            done = subprocess.run([*pip, "install", "-q", *again, *what], env=env, capture_output=True, text=True)
+            if done.returncode:
+                return (done.stderr or done.stdout).strip()[-1500:]
+            if not wrong():
+                return None
+            subprocess.run([*pip, "cache", "remove", "-q", "llama_cpp_python"], capture_output=True)
+    return f"It was compiled, and does not do here. {wrong()}"
 
 
 def _loaded() -> dict[str, str | None]:

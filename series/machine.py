@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shutil
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.sizes import cache_bytes, weight_bytes
+from series.artifacts import artifacts_folder
+
 BFLOAT16 = (8, 0)  # the compute capability from which a GPU computes in bfloat16
 MARLIN = (7, 5)  # and from which gptqmodel and vLLM have their fused 4-bit kernel (their own source says so)
 HOPPER = (9, 0)  # where vLLM takes Machete before Marlin (seen on an H100)
+# Beside weights and cache: the libraries, the GPU's context, activations. A round figure above what we measured:
+# 0.72 GB for CUDA's context with cuBLAS on an H100, and what 07_comparison prints for a processor. vLLM on a
+# processor runs three processes.
+OVERHEAD = 1_000_000_000
+OVERHEAD_VLLM_CPU = 3_000_000_000
 VLLM_SHARE = 0.85  # of a GPU's free memory: the rest is for what vLLM's estimate leaves out
 
 
@@ -84,14 +93,6 @@ class Machine:
         """``gpu_memory_utilization``: vLLM's share of *all* of a GPU's memory, from what is free on the fullest."""
         return round(VLLM_SHARE * min(gpu.free / gpu.total for gpu in self.gpus[:gpus]), 3)
 
-    def max_memory(self) -> dict[int | str, int] | None:
-        """Bytes that each device may take of a model that transformers spreads; None without a GPU."""
-        from helpers.fit import OVERHEAD
-
-        if not self.gpus:
-            return None
-        return {index: max(0, gpu.free - OVERHEAD) for index, gpu in enumerate(self.gpus)} | {"cpu": self.free}
-
     def gpu_layers(self, config: Any, kind: str, context: int, supported: bool) -> tuple[int, str]:
         """How many blocks llama.cpp is to put on the GPU (-1: the whole model), and why.
 
@@ -99,12 +100,10 @@ class Machine:
             kind: the GGUF type, such as 'Q4_K_M'.
             supported: whether this build of llama.cpp knows GPUs.
         """
-        from helpers.fit import OVERHEAD, cache_bytes, weight_bytes
-
         if not self.gpu:
             return 0, "no GPU is here"
         if not supported:
-            return 0, "this build of llama.cpp knows no GPU; one that does is compiled with CMAKE_ARGS=-DGGML_CUDA=on"
+            return 0, "this build of llama.cpp knows no GPU; CMAKE_ARGS=-DGGML_CUDA=on compiles one that does"
         needed = weight_bytes(config, kind) + cache_bytes(config, context)
         room = self.gpu.free - OVERHEAD
         if needed <= room:
@@ -113,24 +112,23 @@ class Machine:
         return count, f"{count} of {config.num_hidden_layers} blocks fit on {self.gpu.name}"
 
     def __str__(self) -> str:
-        lines = [
-            f"{gpu.name} (compute capability {gpu.capability[0]}.{gpu.capability[1]}): "
-            f"{gb(gpu.free)} of {gb(gpu.total)} free"
-            for gpu in self.gpus
-        ]
-        cores = f"{self.cores} core{'s' if self.cores > 1 else ''}, {self.width.replace('AVX512', 'AVX-512')}"
-        lines.append(f"{cores}: {gb(self.free)} of {gb(self.total)} of memory free, {gb(self.disk)} of disk")
-        return "\n".join([*lines, self.why_dtype])
+        free = [f"{gb(self.free)} of {gb(self.total)} of memory free", f"{gb(self.disk)} of disk"]
+        for gpu in self.gpus:
+            major, minor = gpu.capability
+            free.insert(0, f"{gb(gpu.free)} of {gb(gpu.total)} free on {gpu.name} (compute capability {major}.{minor})")
+        return ", ".join(free)
+
 
 
 def this_machine() -> Machine:
     """The facts of the machine that this runs on."""
     import psutil
     import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
 
-    from helpers.artifacts import artifacts_folder
-    from helpers.models import hub_cache
-
+    cache = pathlib.Path(HF_HUB_CACHE)
+    while not cache.exists():
+        cache = cache.parent
     gpus = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
@@ -142,7 +140,7 @@ def this_machine() -> Machine:
         width=torch.backends.cpu.get_cpu_capability(),
         total=memory.total,
         free=memory.available,
-        disk=min(shutil.disk_usage(place).free for place in (artifacts_folder(), hub_cache())),
+        disk=min(shutil.disk_usage(place).free for place in (artifacts_folder(), cache)),
         gpus=tuple(gpus),
     )
 

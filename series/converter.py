@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 
-from helpers.artifacts import artifacts_folder, building, is_made
+from series.artifacts import artifacts_folder
 
 # The last is Qwen's vocabulary, for the tests: of byte-level tokenizers the converter takes only those it knows.
 WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE", "models/ggml-vocab-qwen2.gguf")
+NAME = "convert_hf_to_gguf.py"
 
 
 def llama_cpp_converter() -> pathlib.Path:
@@ -30,15 +32,19 @@ def llama_cpp_converter() -> pathlib.Path:
     except importlib.metadata.PackageNotFoundError:
         raise RuntimeError("llama-cpp-python is not installed. Run 'pip install -r requirements.txt'.") from None
     name = f"llama.cpp-{version}"
-    in_environment = pathlib.Path(sys.prefix) / "share" / name
-    folder = in_environment if in_environment.is_dir() or os.access(sys.prefix, os.W_OK) else artifacts_folder() / name
-    if not is_made(folder):
-        with building(folder) as scratch, tempfile.TemporaryDirectory() as downloads:
-            _unpack(_download(version, pathlib.Path(downloads)), scratch)
-    return folder / "convert_hf_to_gguf.py"
+    folder = pathlib.Path(sys.prefix) / "share" / name
+    if not (folder / NAME).is_file() and not os.access(sys.prefix, os.W_OK):
+        folder = artifacts_folder() / name
+    if not (folder / NAME).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            unpack(download(version, pathlib.Path(scratch)), pathlib.Path(scratch) / "content")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(pathlib.Path(scratch) / "content", folder)
+    return folder / NAME
 
 
-def _download(version: str, folder: pathlib.Path) -> pathlib.Path:
+def download(version: str, folder: pathlib.Path) -> pathlib.Path:
     package = "llama-cpp-python"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", package]
     done = subprocess.run([*command, "-d", str(folder), f"{package}=={version}"], capture_output=True, text=True)
@@ -50,12 +56,12 @@ def _download(version: str, folder: pathlib.Path) -> pathlib.Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def _unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
+def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
             _, _, path = member.name.partition("/vendor/llama.cpp/")
             if path.startswith(WANTED) and member.isfile():
                 member.name = path
                 tar.extract(member, folder, filter="data")
-    if not (folder / "convert_hf_to_gguf.py").is_file():
-        raise RuntimeError(f"{archive.name} holds no convert_hf_to_gguf.py under vendor/llama.cpp.")
+    if not (folder / NAME).is_file():
+        raise RuntimeError(f"{archive.name} holds no {NAME} under vendor/llama.cpp.")

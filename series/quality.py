@@ -6,11 +6,10 @@ import json
 import math
 from typing import Any
 
-from helpers.models import TINY
-from helpers.prompt import render, render_prompt
+from helpers.prompt import MESSAGES, render_prompt
+from series.models import TINY
 
 WINDOW_SCORES = 2**24  # log-probabilities of one window, at most: a larger vocabulary gets shorter windows
-SYSTEM = {"role": "system", "content": "You are a friendly chatbot."}
 
 
 def exam_questions(model: str = "tiny") -> list[dict[str, str]]:
@@ -23,9 +22,10 @@ def exam_questions(model: str = "tiny") -> list[dict[str, str]]:
     return [json.loads(line) for line in (TINY / "exam.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def exam_prompts(tokenizer: Any, questions: list[dict[str, str]]) -> list[str]:
-    """Each question rendered with the chat template, ready for the answer."""
-    return [render_prompt(tokenizer, [SYSTEM, {"role": "user", "content": q["question"]}]) for q in questions]
+def exam_prompts(tokenizer: Any, questions: list[dict[str, str]]) -> list[list[int]]:
+    """The token ids of each question in the chat template, ready for the answer."""
+    texts = [render_prompt(tokenizer, [MESSAGES[0], {"role": "user", "content": q["question"]}]) for q in questions]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 def right_answers(questions: list[dict[str, str]], answers: list[str]) -> float:
@@ -35,24 +35,12 @@ def right_answers(questions: list[dict[str, str]], answers: list[str]) -> float:
     return sum(a.strip() == q["answer"] for q, a in zip(questions, answers, strict=True)) / len(questions)
 
 
-def generate_answers(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int = 48) -> list[str]:
-    """Greedy answers of a transformers model, in batches of 100 with padding on the left."""
-    answers = []
-    for start in range(0, len(prompts), 100):
-        inputs = tokenizer(prompts[start : start + 100], return_tensors="pt", padding=True, padding_side="left")
-        inputs = inputs.to(model.device)
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        answers += tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
-
-
-def held_out_windows(tokenizer: Any, count: int = 16, length: int | None = None, chat: bool = True) -> list[list[int]]:
+def held_out_windows(tokenizer: Any, count: int = 16, length: int | None = None) -> list[list[int]]:
     """The held-out text as ``count`` lists of ``length`` token ids, each begun by the beginning-of-sequence id.
 
-    The text is the exam's questions with their right answers, as one long chat in the tokenizer's template (or, with
-    ``chat=False``, as plain text). A window has 256 tokens; with a very large vocabulary 128 or 64, since the
-    log-probabilities of all tokens are kept for each place.
+    The text is the exam's questions with their right answers, as one long chat in the tokenizer's template. A window
+    has 256 tokens; with a very large vocabulary 128 or 64, since the log-probabilities of all tokens are kept for each
+    place.
 
     Raises:
         ValueError: the text is too short for that many windows.
@@ -60,12 +48,13 @@ def held_out_windows(tokenizer: Any, count: int = 16, length: int | None = None,
     turns = []
     for row in exam_questions():
         turns += [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-    text = render(tokenizer, turns, chat)
+    text = render_prompt(tokenizer, turns, answer=False)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if length is None:
         length = next((n for n in (256, 128) if n * len(tokenizer) <= WINDOW_SCORES), 64)
     # a text alone gets what the tokenizer puts before it: the beginning-of-sequence id, or nothing
     first = tokenizer("a")["input_ids"][:1] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
+    ids = ids[1:] if first and ids[:1] == first else ids  # some templates write it themselves
     step = length - len(first)
     if len(ids) < count * step:
         raise ValueError(f"The held-out text has {len(ids)} tokens; {count} windows of {length} need {count * step}.")
@@ -101,3 +90,24 @@ def perplexity(windows: list[list[int]], scores: list[Any]) -> float:
             total -= float(row[token])
             count += 1
     return math.exp(total / count)
+
+
+def distance(log_q: Any, log_p: Any) -> dict[str, float]:
+    """How far the distributions q are from p, both log-probabilities [windows, positions, vocabulary].
+
+    Returns:
+        ``kl_divergence`` in nats, mean over all places; ``standard_error`` of that, over the windows;
+        ``same_top_token``, the share of places where both have the same likeliest token.
+    """
+    import numpy as np
+
+    rows = []
+    for q, p in zip(np.asarray(log_q), np.asarray(log_p), strict=True):  # a window at a time: float32 is large
+        q, p = np.float32(q), np.float32(p)
+        rows.append(((np.exp(p) * (p - q)).sum(-1).mean(), (p.argmax(-1) == q.argmax(-1)).mean()))
+    means = np.array(rows)
+    return {
+        "kl_divergence": float(means[:, 0].mean()),
+        "standard_error": float(means[:, 0].std(ddof=1) / np.sqrt(len(means))),
+        "same_top_token": float(means[:, 1].mean()),
+    }

@@ -1,0 +1,201 @@
+"""Run the series, refresh the committed outputs, measure all widths, or print the notebooks' shape.
+
+    python scripts/run.py run [01 02 ...]       execute into executed/ and print the table
+    python scripts/run.py refresh [01 02 ...]   execute and keep the outputs in notebooks/
+    python scripts/run.py ladders               measure all widths and calibration texts, for 07_comparison
+    python scripts/run.py guide                 put what 07_comparison measured into benchmarks/ and the README
+    python scripts/run.py shape                 lines before the first answer, names of ours, cells
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import io
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import nbformat  # noqa: E402
+
+from execute import NotebookFailed, execute  # noqa: E402
+from series import notebooks  # noqa: E402
+from series.artifacts import artifacts_folder  # noqa: E402
+from series.guide import BENCHMARKS, SOURCES, decision_table  # noqa: E402
+from series.record import figures, read_records, table  # noqa: E402
+
+BEGIN, END = "<!-- measured: make guide -->", "<!-- end -->"
+
+
+def chosen(numbers: list[str]) -> list[pathlib.Path]:
+    """The notebooks whose names start with one of ``numbers``; all of them when none is given."""
+    found = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    wrong = [n for n in numbers if not any(p.name.startswith(n) for p in found)]
+    if wrong:
+        raise SystemExit(f"There is no notebook {', '.join(wrong)}. There are: {', '.join(p.stem for p in found)}.")
+    return [p for p in found if not numbers or any(p.name.startswith(n) for n in numbers)]
+
+
+def outputs_folder() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("QUANT_EXECUTED") or ROOT / "executed").expanduser().resolve()
+
+
+def to_the_answer(done: nbformat.NotebookNode) -> float | None:
+    """Seconds from the first cell to the first answer, as papermill took them down."""
+    total = 0.0
+    for cell in done.cells:
+        total += cell.metadata.get("papermill", {}).get("duration") or 0
+        if cell.id == "ask":
+            return total
+    return None
+
+
+def run(paths: list[pathlib.Path], model: str) -> None:
+    """Execute ``paths`` into the folder of executed ones, and print the seconds that each took."""
+    for number, path in enumerate(paths, 1):
+        print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
+        begun, parameters = time.perf_counter(), {} if model == "tiny" else {"MODEL": model}
+        target = outputs_folder() / path.name
+        try:
+            done = execute(path, target, parameters, timeout=7200, progress=sys.stderr.isatty())
+        except NotebookFailed as error:
+            where = f" What it printed is in {target}" if target.exists() else ""
+            raise SystemExit(f"{error}\n\n{path.stem} failed.{where}") from None
+        answer = to_the_answer(done)
+        first = f", the first answer after {answer:.0f} s" if answer is not None else ""
+        print(f"      done in {time.perf_counter() - begun:.0f} s{first}", flush=True)
+
+
+def refresh(paths: list[pathlib.Path]) -> None:
+    """Execute ``paths`` and write their outputs back, without papermill's and widgets' metadata."""
+    for path in paths:
+        with tempfile.TemporaryDirectory() as folder:
+            print(path.stem, flush=True)
+            try:
+                done = execute(path, pathlib.Path(folder) / path.name, timeout=7200)
+            except NotebookFailed as error:
+                raise SystemExit(f"{error}\n\n{path.stem} failed; the committed notebook is as it was.") from None
+        for cell in done.cells:
+            for output in cell.get("outputs", []):
+                if png := output.get("data", {}).get("image/png"):
+                    output["data"]["image/png"] = smaller(png)
+            cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags" and value}
+        done.metadata = {"kernelspec": done.metadata["kernelspec"], "language_info": {"name": "python"}}
+        scratch = path.with_suffix(".ipynb.part")
+        nbformat.write(done, scratch)
+        os.replace(scratch, path)
+
+
+def smaller(png: str) -> str:
+    """A figure, as base64, in 64 colours: a third of the bytes."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return base64.b64encode(out.getvalue()).decode() + "\n"
+
+
+def with_guide(readme: str) -> str:
+    """The README's text with the guide between its marks."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"README.md has lost its marks, {BEGIN} and {END}.")
+    return f"{before}{begin}\n{decision_table()}\n\n{SOURCES}\n{end}{after}"
+
+
+def draw(target: pathlib.Path) -> None:
+    """The README's figure: what a format takes of memory for Zephyr-7B, and what it costs a model of that size."""
+    import matplotlib.pyplot as plt
+
+    from helpers import weight_bytes
+    from series.guide import LLAMA_3_8B, zephyr
+
+    plt.rcParams["svg.hashsalt"] = "series"  # the same file each time
+    names = [kind for kind in LLAMA_3_8B if kind != "16-bit"]
+    sizes = [weight_bytes(zephyr(), kind) / 1e9 for kind in names]
+    figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
+    axes.semilogy(sizes, [LLAMA_3_8B[kind][1] for kind in names], "D-", color="#009e73")
+    for kind, size in zip(names, sizes, strict=True):
+        axes.annotate(f"{kind}, {size:.1f} GB", (size, LLAMA_3_8B[kind][1]), xytext=(7, 4), textcoords="offset points")
+    axes.axvline(weight_bytes(zephyr()) / 1e9, color="0.6", linestyle="--")
+    axes.text(weight_bytes(zephyr()) / 1e9 - 0.1, 0.1, "16 bits, 14.5 GB", ha="right", color="0.4")
+    axes.set(xlabel="Zephyr-7B in memory, GB", ylabel="KL divergence, nats", xlim=(2, 15),
+             title="Bytes, and the distance from the 16-bit model (Llama-3-8B, by llama.cpp)")  # fmt: skip
+    figure.savefig(target, metadata={"Date": None})
+
+
+def guide() -> None:
+    readme, source = ROOT / "README.md", artifacts_folder() / "comparison.json"
+    text = with_guide(readme.read_text(encoding="utf-8"))  # fails before anything is written
+    if source.is_file():
+        (BENCHMARKS / "quality-tiny.json").write_bytes(source.read_bytes())
+    readme.write_text(text, encoding="utf-8")
+    draw(BENCHMARKS / "guide.svg")
+    print("written: README.md" + (" and benchmarks/quality-tiny.json" if source.is_file() else ""))
+
+
+def code_lines(source: str) -> list[str]:
+    return [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def shape(paths: list[pathlib.Path]) -> dict[str, dict[str, float]]:
+    """For each notebook: code lines and cells before the first answer (07: its table), names of ours, cells."""
+    found = {}
+    for path in paths:
+        cells = notebooks.cells(path)
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        first = next((i for i, cell in enumerate(code) if cell["id"] in ("ask", "table")), 0)
+        imports = [n for c in code for n in ast.walk(ast.parse(c["source"])) if isinstance(n, ast.ImportFrom)]
+        ours = {a.name for n in imports if (n.module or "").split(".")[0] in ("helpers", "series") for a in n.names}
+        sizes = [len(code_lines(cell["source"])) for cell in code]
+        found[path.stem] = {
+            "lines to the first answer": sum(sizes[: first + 1]), "code cells to it": first + 1,
+            "names of ours": len(ours), "cells": len(cells), "median code cell": statistics.median(sizes),
+            "longest": max(sizes),
+        }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "refresh", "ladders", "guide", "shape"])
+    parser.add_argument("notebooks", nargs="*", help="numbers, such as 01 05; all when none is given")
+    parser.add_argument("--model", default="tiny", help="the parameter MODEL, with run")
+    given = parser.parse_args()
+    paths = chosen(given.notebooks)
+    if given.model != "tiny" and given.command != "run":
+        parser.error("--model goes with run")
+    if pathlib.Path(given.model).is_dir():
+        given.model = str(pathlib.Path(given.model).resolve())  # the kernels run in notebooks/
+    if given.command != "shape":
+        os.environ["QUANT_ARTIFACTS"] = str(artifacts_folder())  # likewise, if it was relative
+    if given.command == "guide":
+        guide()
+    elif given.command == "refresh":
+        refresh(paths)
+    elif given.command == "ladders":
+        from series import comparison
+
+        comparison.collect(given.model, True, notebooks.default_parameters("07_comparison")["MAX_NEW_TOKENS"])
+    elif given.command == "shape":
+        import pandas as pd
+
+        print(pd.DataFrame(shape(paths)).T.to_string(float_format="{:g}".format))
+    else:
+        run(paths, given.model)
+        records = {record["name"]: record for record in read_records(given.model)}
+        print(f"\nThe executed notebooks are in {outputs_folder()}\n")
+        print(table({n: figures(r, records.get("16-bit")) for n, r in records.items()}).to_string())
+
+
+if __name__ == "__main__":
+    main()

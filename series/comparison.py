@@ -1,0 +1,201 @@
+"""The runs that 07_comparison sets side by side: found, made where they are missing, or as committed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+from series import notebooks
+from series.artifacts import artifacts_folder, replace_file
+from series.console import device_name, quiet
+from series.guide import read_quality
+from series.models import find
+from series.quality import distance, exam_questions
+from series.record import figures, read_record, read_scores, why_stale
+from series.runtimes import Transformers, Vllm
+from series.techniques import CALIBRATIONS, MEASURED, TECHNIQUES
+
+GGUF, GPTQ = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), (8, 4, 3, 2)
+FREE = """
+import gc
+if "llm" in globals() and hasattr(llm, "llm_engine"):
+    llm.llm_engine.engine_core.shutdown()
+for name in ("model", "llm", "pipe", "fresh"):
+    globals().pop(name, None)
+lesson.close()
+gc.collect()
+"""
+
+
+def six(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The record's name -> the notebook that makes it, and its parameters."""
+    return {row.record_name(notebooks.default_parameters(row.notebook)): (row.notebook, {}) for row in MEASURED}
+
+
+def ladders(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """All runs: the six, other widths, and other calibration texts; published checkpoints come in one width."""
+    runs = six(model)
+    if model in TECHNIQUES["gptq"].published:
+        return runs
+    runs |= {f"GGUF {kind}": ("05_gguf", {"QUANT_TYPE": kind}) for kind in GGUF}
+    runs |= {f"GPTQ {bits}-bit": ("04_gptq", {"BITS": bits}) for bits in GPTQ}
+    for kind, note in CALIBRATIONS.items():
+        runs[f"GPTQ 4-bit{note}"] = ("04_gptq", {"CALIBRATION": kind})
+        runs[f"AWQ 4-bit{note}"] = ("06_awq", {"CALIBRATION": kind})
+    return runs
+
+
+def why_missing(name: str, run: tuple[str, dict[str, Any]], model: str, identity: str, longest: int) -> str | None:
+    """Why a run has no record that can be taken, or None."""
+    try:
+        record = read_record(name, model)
+        return why_stale(record, {"MAX_NEW_TOKENS": longest, **run[1]}, identity)
+    except FileNotFoundError:
+        return "it was never made"
+    except ValueError as error:  # a file was cut off, or changed
+        return str(error)
+
+
+def in_one_kernel(notebook: str, runs: list[dict[str, Any]], until: str = "measure") -> Iterator[dict[str, Any]]:
+    """Run a notebook's recipe and measure again and again in one kernel; yield each run's parameters as it ends.
+
+    Args:
+        runs: parameters that differ from the notebook's own, for each run.
+        until: the id of the last cell.
+    """
+    cells = notebooks.cells(notebook)
+    last = next(place for place, c in enumerate(cells) if c["id"] == until)
+    wanted = [c for c in cells[: last + 1] if c["id"] in ("start", until) or "copy" in c["tags"]]
+    setup = [f"import sys; sys.path.insert(0, {str(notebooks.ROOT)!r}); import pathlib, subprocess"]
+    client = NotebookClient(
+        nbformat.v4.new_notebook(), timeout=7200, resources={"metadata": {"path": str(notebooks.FOLDER)}},
+        kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"],
+    )  # fmt: skip
+    with client.setup_kernel():
+        place = itertools.count()
+        for parameters in runs:
+            given = notebooks.default_parameters(notebook) | parameters
+            setup.append("\n".join(f"{name} = {value!r}" for name, value in given.items()))
+            for source in [*setup, *(c["source"] for c in wanted), FREE]:
+                client.nb.cells.append(nbformat.v4.new_code_cell(source))
+                number = next(place)
+                client.execute_cell(client.nb.cells[number], number)
+            setup = []
+            yield parameters
+
+
+def make(runs: dict[str, tuple[str, dict[str, Any]]], model: str, longest: int) -> None:
+    """Make what is missing, in one kernel for each notebook, with a line of progress for each run."""
+    identity = find(model).identity
+    wanted = {n: run for n, run in runs.items() if why_missing(n, run, model, identity, longest)}
+    print(f"{len(runs) - len(wanted)} of {len(runs)} runs are there", flush=True)
+    number, common = 0, {"MODEL": model, "MAX_NEW_TOKENS": longest}
+    for notebook in sorted({notebook for notebook, _ in wanted.values()}):
+        names = [name for name, (its, _) in wanted.items() if its == notebook]
+        begun = time.perf_counter()
+        for name, _ in zip(names, in_one_kernel(notebook, [common | wanted[n][1] for n in names]), strict=True):
+            number += 1
+            print(f"[{number}/{len(wanted)}] {name}: {time.perf_counter() - begun:.0f} s", flush=True)
+            begun = time.perf_counter()
+            if reason := why_missing(name, runs[name], model, identity, longest):
+                raise RuntimeError(f"{notebook} ran and left no record of {name!r}: {reason}.")
+
+
+def collect(model: str, measure_all: bool, longest: int) -> dict[str, Any]:
+    """What there is to compare: ``runs``, each with its figures; ``committed``, the names of those measured elsewhere.
+
+    With ``measure_all`` whatever is missing is measured here. Without it, a run of 'tiny' without a fresh record is
+    taken from the committed figures, and one of another model is left out.
+
+    Raises:
+        RuntimeError: there is no 16-bit run of this model, which all others are held against.
+    """
+    every = ladders(model)
+    if measure_all:
+        make(every, model, longest)
+    identity, committed = find(model).identity, read_quality() if model == "tiny" else {"runs": {}}
+    here = [name for name, run in every.items() if not why_missing(name, run, model, identity, longest)]
+    if "16-bit" not in here and not committed["runs"]:
+        raise RuntimeError(f"There is no 16-bit run of {model} here: run 01_baseline with MODEL = {model!r} first.")
+    reference = read_record("16-bit", model) if "16-bit" in here else None
+    runs, taken = {}, []
+    for name in every:
+        if name in here and reference is not None:
+            runs[name] = figures(read_record(name, model), reference)
+        elif name in committed["runs"]:
+            runs[name] = committed["runs"][name]
+            taken.append(name)
+    where = f", {len(taken)} taken from benchmarks/quality-tiny.json ({committed.get('device', '')})" if taken else ""
+    print(f"{len(runs) - len(taken)} runs measured here{where}")
+    found = {"device": device_name(), "runs": runs, "committed": taken}
+    if measure_all:
+        found |= {"noise": noise(model), "paired": paired(model), "said": said(model)}
+        facts = {key: value for key, value in found.items() if key != "committed"}  # for 'make guide'
+        replace_file(artifacts_folder() / "comparison.json", (json.dumps(facts, indent=1) + "\n").encode())
+    else:
+        found |= {key: committed.get(key, {}) for key in ("noise", "paired", "said")}
+    return found
+
+
+def noise(model: str) -> dict[str, dict[str, float]]:
+    """The unquantized model's distance from itself, in other arithmetic and in other runtimes."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = find(model).fetch()
+    ids, reference = read_scores(read_record("16-bit", model))
+    windows, tokenizer, found = ids.tolist(), AutoTokenizer.from_pretrained(base), {}
+    with quiet():
+        plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        scores = Transformers(plain, tokenizer, []).scores(windows)
+        found["transformers, 32-bit"] = distance([rows[:-1] for rows in scores], reference)
+        del plain
+        os.environ |= {name: value for name, (value, _) in TECHNIQUES["awq"].environment.items()}
+        from vllm import LLM
+
+        llm = LLM(str(base), dtype="bfloat16", max_model_len=512, enforce_eager=True)
+        found["vLLM, 16-bit"] = distance(Vllm(llm, []).scores(windows), reference)
+        llm.llm_engine.engine_core.shutdown()
+    found["llama.cpp, F16"] = distance(read_scores(read_record("GGUF F16", model))[1], reference)
+    return found
+
+
+def paired(model: str) -> dict[str, list[float]]:
+    """Other calibration texts against the model's own: the mean change of the KL divergence, and its standard error.
+
+    Window by window on the same text, so that what all runs find difficult falls out.
+    """
+    import numpy as np
+
+    reference, found = np.float32(read_scores(read_record("16-bit", model))[1]), {}
+
+    def by_window(name: str) -> Any:
+        q = np.float32(read_scores(read_record(name, model))[1])
+        return (np.exp(reference) * (reference - q)).sum(-1).mean(-1)
+
+    for method in ("GPTQ 4-bit", "AWQ 4-bit"):
+        for kind in ("unrelated", "random"):
+            difference = by_window(method + CALIBRATIONS[kind]) - by_window(method)
+            error = difference.std(ddof=1) / len(difference) ** 0.5
+            found[f"{method}, {kind} text"] = [float(difference.mean()), float(error)]
+    return found
+
+
+def said(model: str) -> dict[str, dict[str, str]]:
+    """What the model answers at 16, 4, 3 and 2 bits: the series' own question, and some that it knew."""
+    names = {"16 bits": "16-bit", **{f"GPTQ, {bits} bits": f"GPTQ {bits}-bit" for bits in (4, 3, 2)}}
+    records = {column: read_record(name, model) for column, name in names.items()}
+    found = {"Tell me a funny joke about Large Language Models.": {c: r["answer"] for c, r in records.items()}}
+    questions = exam_questions(model)
+    known = [i for i, q in enumerate(questions) if records["16 bits"]["exam_answers"][i] == q["answer"]]
+    for i in known[::60][:3]:
+        found[questions[i]["question"]] = {column: r["exam_answers"][i] for column, r in records.items()}
+    return found
+

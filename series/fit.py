@@ -1,0 +1,156 @@
+"""Will it fit? A model's bytes held against what a machine has free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from helpers.sizes import FORMATS, GGUF_TYPES, cache_bytes, model_weights, weight_bytes
+from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Machine, gb
+from series.models import Checkpoint
+from series.techniques import BY_NOTEBOOK, MEASURED
+
+NOTEBOOKS = {row.kind: row.notebook for row in reversed(MEASURED)} | dict.fromkeys(GGUF_TYPES, "05_gguf")
+GROUP_SIZES = (128, 64, 32)
+# Bytes that such cards report in all ('nvidia-smi', total memory).
+CARDS = {
+    "RTX 3060": 12288 * 2**20, "T4": 15360 * 2**20, "L4": 23034 * 2**20, "RTX 4090": 24564 * 2**20,
+    "A100 40 GB": 40960 * 2**20, "A100 80 GB": 81920 * 2**20, "H100": 81559 * 2**20, "H200": 143771 * 2**20,
+}  # fmt: skip
+USABLE = 0.95  # of a card's memory: the driver, and gaps between what is allocated, keep the rest
+
+
+def fitting_group(config: Any, wanted: int) -> int:
+    """The largest group size, at most ``wanted``, that divides the inputs of every linear layer.
+
+    Raises:
+        ValueError: none of ``GROUP_SIZES`` divides.
+    """
+    widths = sorted({w.shape[1] for w in model_weights(config) if w.role == "linear"})
+    for size in GROUP_SIZES:
+        if size <= wanted and not any(width % size for width in widths):
+            return size
+    raise ValueError(
+        f"Groups of 32 weights do not divide this model's widths {widths}, and its kernels take no smaller ones. "
+        "05_gguf.ipynb has no such limit."
+    )
+
+
+def users_that_fit(config: Any, kind: str, total: int, context: int) -> int:
+    """How many conversations of ``context`` tokens a card of ``total`` bytes holds beside the weights, or 0."""
+    room = USABLE * total - weight_bytes(config, kind) - OVERHEAD
+    return max(0, int(room // cache_bytes(config, context)))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The bytes that a model needs, and those that are free; ``place`` says where."""
+
+    kind: str
+    weights: int
+    cache: int
+    overhead: int
+    free: int
+    place: str
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.cache + self.overhead
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.free
+
+    def __str__(self) -> str:
+        parts = f"{gb(self.weights)} of weights, {gb(self.cache)} of cache, {gb(self.overhead)} for the libraries"
+        answer = "it fits" if self.fits else "it does NOT fit"
+        return f"{self.kind}: {parts}, of the {gb(self.free)} free {self.place}: {answer}"
+
+
+def fit_on(
+    machine: Machine, config: Any, kind: str, context: int = 512, bits: int = 4, group_size: int = 128,
+    overhead: int = OVERHEAD, where: str = "gpu", gpus: int = 1,
+) -> Fit:  # fmt: skip
+    """Whether a model fits on ``machine`` in the format ``kind``, from its configuration alone.
+
+    Args:
+        context: tokens that the cache has room for.
+        overhead: bytes for the libraries and activations, on each device.
+        where: 'gpu' (one, where there is one; else the memory), 'memory' (a runtime that stays on the processor), or
+            'spread' (the GPUs first, then the memory, as ``device_map="auto"`` does).
+        gpus: how many share every matrix, as in tensor parallelism; the bytes are then those of one.
+    """
+    if not hasattr(config, "num_hidden_layers"):
+        raise ValueError(f"This series takes models of text alone; {config.model_type!r} holds several models in one.")
+    parts = [weight_bytes(config, kind, bits, group_size), cache_bytes(config, context)]
+    if where == "memory" or not machine.gpus:
+        free, place = machine.free, "in this machine's memory"
+    elif where == "spread":
+        overhead *= len(machine.gpus)
+        free = sum(gpu.free for gpu in machine.gpus)
+        place = f"on {machine.gpu.name if len(machine.gpus) == 1 else f'{len(machine.gpus)} GPUs'}"
+        if sum(parts) + overhead > free:  # transformers keeps what does not fit in memory, and fetches it at each step
+            free, place = free + machine.free, f"{place} and in memory, where the layers beyond the GPU wait: slow"
+    else:
+        free, place = machine.gpu.free, f"on {machine.gpu.name}"
+        if gpus > 1:
+            parts = [ceil(part / gpus) for part in parts]
+            free, place = min(gpu.free for gpu in machine.gpus[:gpus]), f"on the fullest of {gpus} GPUs"
+    return Fit(kind, *parts, overhead, free, place)
+
+
+def preflight(
+    machine: Machine, config: Any, kind: str, *fetched: Checkpoint, make: bool = False, **settings: Any
+) -> Fit:
+    """Print what a run will download, whether the model fits and which kernel computes, before anything is fetched.
+
+    Args:
+        kind: the format to load, one of ``FORMATS``.
+        fetched: the checkpoints that the run needs.
+        make: the format is made here, so the 16-bit model must fit as well.
+        settings: those of ``fit_on``.
+
+    Raises:
+        OSError: the download is larger than the free disk.
+        MemoryError: the model does not fit; the message names the formats that would, and their notebooks.
+    """
+    found = fit_on(machine, config, kind, **settings)
+    download = sum(checkpoint.download for checkpoint in fetched)
+    for checkpoint in fetched:
+        if not checkpoint.is_local:
+            size = f"{gb(checkpoint.download)} to fetch" if checkpoint.download else "already here"
+            print(f"{checkpoint.source} at {checkpoint.revision[:12]}: {size}")
+    print(f"{found}\nkernel: {machine.kernel(kind, settings.get('bits', 4))}")
+    if download > machine.disk:
+        raise OSError(
+            f"This is a download of {gb(download)}, and {gb(machine.disk)} of disk are free. "
+            "Free some space, or set HF_HOME and QUANT_ARTIFACTS to folders on a larger disk."
+        )
+    if not found.fits:
+        raise MemoryError(_advice(machine, config, found))
+    if make:
+        whole = fit_on(machine, config, "16-bit")
+        print(f"to make it, the 16-bit model must fit as well: {gb(whole.needed)} of {gb(whole.free)}")
+        if not whole.fits:
+            raise MemoryError(_advice(machine, config, whole))
+    return found
+
+
+def _advice(machine: Machine, config: Any, missed: Fit) -> str:
+    would, can_make = [], fit_on(machine, config, "16-bit").fits
+    for kind in FORMATS:
+        overhead = OVERHEAD_VLLM_CPU if kind == "AWQ" and not machine.gpus else OVERHEAD
+        where = BY_NOTEBOOK[NOTEBOOKS[kind]].where if kind != "16-bit" else "gpu"
+        found = fit_on(machine, config, kind, overhead=overhead, where=where)
+        if found.fits and kind != missed.kind and (kind != "AWQ" or machine.has_int4_kernel):
+            published = "" if can_make or kind not in ("GPTQ", "AWQ") else ", if published"
+            would.append(f"{kind} ({gb(found.needed)}, {NOTEBOOKS[kind]}{published})")
+    count = len(machine.gpus)
+    if count > 1 and missed.kind == "AWQ" and fit_on(machine, config, "AWQ", gpus=count).needed < missed.free:
+        would.append(f"AWQ cut across your {count} GPUs (GPUS = {count}, 06_awq)")
+    advice = f"These would fit: {', '.join(would)}." if would else "No format of this series would fit."
+    return (
+        f"In {missed.kind} this model needs {gb(missed.needed)}, and {gb(missed.free)} are free {missed.place}. "
+        f"{advice} Part of a model can also wait in memory or on the disk: 02_sharding.ipynb shows how."
+    )

@@ -1,0 +1,120 @@
+"""The decision guide: one table by what the reader has, each figure with its source or its command."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from helpers.sizes import bits_per_weight, weight_bytes
+from series.artifacts import ROOT, artifacts_folder
+from series.fit import CARDS, users_that_fit
+
+__all__ = ["CARDS", "bits_of", "decision_table", "read_quality", "read_speed", "speed_results", "users_that_fit"]
+BENCHMARKS = ROOT / "benchmarks"
+LLAMA_CPP = "https://github.com/ggml-org/llama.cpp/tree/master/tools/perplexity"
+AWQ_PAPER = "https://arxiv.org/abs/2306.00978"
+# Published figures of real models. KL divergence from the 16-bit model and perplexity: llama.cpp, Llama-3-8B, tables
+# of its perplexity and quantize tools. Perplexity of Llama-2-7B in groups of 128: AWQ paper, table 4.
+LLAMA_3_8B = {
+    "16-bit": (6.2332, 0.0), "Q8_0": (6.2343, 0.001), "Q6_K": (6.2534, 0.005), "Q4_K_M": (6.4071, 0.031),
+    "Q3_K_M": (6.8885, 0.102), "Q2_K": (9.7516, 0.445),
+}  # fmt: skip
+LLAMA_2_7B = {"16-bit": 5.47, "rounded to nearest": 5.73, "GPTQ": 5.69, "AWQ": 5.60}
+
+
+def read_speed(name: str) -> dict[str, Any]:
+    """A committed result of ``scripts/speed.py``, such as 'speed-cpu'."""
+    return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def speed_results() -> list[dict[str, Any]]:
+    """The committed results for a processor and for an H100, and those of this machine, if there are any."""
+    here = sorted(artifacts_folder().glob("speed-*.json"))
+    committed = [read_speed("speed-cpu"), read_speed("speed-h100-80gb-hbm3")]
+    return [*committed, *(json.loads(path.read_text(encoding="utf-8")) for path in here)]
+
+
+def read_quality() -> dict[str, Any]:
+    """The committed figures of tiny-zephyr, from 07_comparison: ``runs`` by name, and what else it measured."""
+    return json.loads((BENCHMARKS / "quality-tiny.json").read_text(encoding="utf-8"))
+
+
+def speed_of(benchmark: dict[str, Any], kind: str, measure: str = "decode_1") -> float:
+    """Tokens per second of the format ``kind`` in a benchmark.
+
+    Raises:
+        ValueError: the benchmark has no such format.
+    """
+    for row in benchmark["rows"]:
+        if row["format"] == kind:
+            return row[measure]
+    raise ValueError(f"The benchmark of {benchmark['machine']['processor']} has no format {kind!r}.")
+
+
+def zephyr() -> Any:
+    """Zephyr-7B's configuration."""
+    from transformers import MistralConfig
+
+    return MistralConfig()  # whose defaults are the shape of Mistral-7B, and so of Zephyr-7B
+
+
+def speedup(benchmark: dict[str, Any], runtime: str, kind: str, measure: str = "decode_1") -> tuple[float, float]:
+    """What a runtime gives at 16 bits over the transformers pipeline, and what the format adds on top of that."""
+    plain, same = speed_of(benchmark, "bf16", measure), speed_of(benchmark, runtime, measure)
+    return same / plain, speed_of(benchmark, kind, measure) / same
+
+
+def decision_table(folder: str = "notebooks/") -> str:
+    """What to take for which hardware, as Markdown; ``folder`` is where the links to the notebooks lead."""
+    config, cpu, gpu = zephyr(), read_speed("speed-cpu"), read_speed("speed-h100-80gb-hbm3")
+    llama, vllm = speedup(cpu, "F16", "Q4_K_M"), speedup(gpu, "bf16-vllm", "awq")
+
+    def size(kind: str) -> str:
+        return f"{weight_bytes(config, kind) / 1e9:.1f} GB"
+
+    def worse(kind: str) -> str:
+        perplexity, divergence = LLAMA_3_8B[kind]
+        return f"perplexity {perplexity / LLAMA_3_8B['16-bit'][0] - 1:+.1%}, KL divergence {divergence} [1]"
+
+    def link(text: str, notebook: str) -> str:
+        return f"[{text}]({folder}{notebook}.ipynb)"
+
+    nf4 = speed_of(gpu, "nf4") / speed_of(gpu, "bf16")
+    awq = LLAMA_2_7B["AWQ"] / LLAMA_2_7B["16-bit"] - 1
+    rows = [
+        ("a laptop with 8 GB", link("GGUF, Q4_K_M", "05_gguf"), "llama.cpp", size("Q4_K_M"), worse("Q4_K_M"),
+         f"on two cores llama.cpp is {llama[0]:.1f} times as fast as the pipeline at 16 bits, and Q4_K_M "
+         f"{llama[1]:.1f} times on top [3]"),
+        ("a laptop or Mac with 16 GB", link("GGUF, Q6_K or Q8_0", "05_gguf"), "llama.cpp",
+         f"{size('Q6_K')}, {size('Q8_0')}", f"Q6_K: {worse('Q6_K')}", "slower than Q4_K_M: there is more to read"),
+        ("a T4 (Colab), to try or to fine-tune", link("NF4", "03_nf4"), "transformers", size("NF4"),
+         "not in [1] or [2]; 07 measures it", f"saves memory, not time: {nf4:.1f} times the pipeline on an H100 [3]"),
+        ("a T4 or a card with 8 to 16 GB, to keep", link("GPTQ", "04_gptq"), "transformers or vLLM", size("GPTQ"),
+         f"perplexity {LLAMA_2_7B['GPTQ'] / LLAMA_2_7B['16-bit'] - 1:+.1%} [2]", "fast with a fused kernel (vLLM)"),
+        ("a card with 24 GB", link("16 bits", "01_baseline"), "transformers or vLLM", size("16-bit"), "nothing is lost",
+         "the reference; four bits leave room for longer texts or for a model of 13 to 30 billion weights"),
+        ("a server card, many users", link("AWQ", "06_awq"), "vLLM", size("AWQ"), f"perplexity {awq:+.1%} [2]",
+         f"on an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 bits, and AWQ {vllm[1]:.1f} times on "
+         "top [3]"),
+        ("several small devices, or a disk and patience", link("sharding", "02_sharding"), "transformers, Accelerate",
+         size("16-bit"), "nothing is lost", "slow where layers wait in memory or on the disk"),
+        ("less than four bits need", f"a smaller model first; else {link('GGUF, Q3_K_M', '05_gguf')}", "llama.cpp",
+         size("Q3_K_M"), worse("Q3_K_M"), "as Q4_K_M"),
+    ]  # fmt: skip
+    lines = ["| you have | take | run it with | Zephyr-7B | how much worse | how fast |", "|---|---|---|---|---|---|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+SOURCES = (
+    f"Sizes are computed from Zephyr's configuration by `weight_bytes`. [1] [llama.cpp]({LLAMA_CPP}), Llama-3-8B. "
+    f"[2] [AWQ paper]({AWQ_PAPER}), Llama-2-7B, groups of 128. [3] `make speed`, one user; the files in `benchmarks/` "
+    "name the machine and the versions."
+)
+
+
+def bits_of(config: Any, figures: dict[str, Any]) -> float:
+    """Bits per weight in the blocks of a run, constants included, from its technique and settings."""
+    kinds = {"nf4": "NF4", "gptq": "GPTQ", "awq": "AWQ", "gguf": figures["settings"].get("QUANT_TYPE")}
+    settings = figures["settings"]
+    kind = kinds.get(figures["technique"], "16-bit")
+    return bits_per_weight(config, kind, settings.get("BITS", 4), settings.get("GROUP_SIZE", 128))

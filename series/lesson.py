@@ -1,0 +1,385 @@
+"""What stands behind a notebook: ``start`` checks, finds and decides; ``measure`` scores, times, counts and records."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from typing import Any
+
+from helpers.prompt import render_prompt
+from helpers.sizes import block_linears, model_weights
+from series import answers
+from series import fit as fits
+from series.artifacts import ROOT, artifacts_folder, disk_bytes, hold, key_of, require_disk, seal
+from series.console import quiet, versions_of
+from series.converter import llama_cpp_converter
+from series.guide import read_quality
+from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, this_machine
+from series.models import SMALL, Checkpoint, calibration_texts, find, first_block, prepare, published
+from series.notebooks import default_parameters
+from series.quality import exam_prompts, exam_questions, held_out_windows
+from series.record import figures, read_record, table, write_record
+from series.runtimes import runtime_of
+from series.techniques import TECHNIQUES, Technique, check_parameters
+
+PLUGIN = ROOT / "series" / "plugin"
+PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others have made
+IMPORTS = {  # imported by start, so that their remarks stay out of the reader's sight
+    "gptq": ("transformers", "optimum.gptq", "gptqmodel"), "awq": ("transformers", "gptqmodel", "vllm"),
+    "gguf": ("transformers", "llama_cpp"), "nf4": ("transformers", "bitsandbytes"),
+}  # fmt: skip
+
+
+class Lesson:
+    """A technique, a model and this machine.
+
+    Attributes:
+        path: a folder with the model's files, as ``from_pretrained`` takes it. What the recipe makes lies beside it.
+        texts: documents to calibrate with; empty where the technique needs none.
+        converter: llama.cpp's script ``convert_hf_to_gguf.py``; empty where the technique needs none.
+        config, machine, fit, versions: what was found, and printed.
+    """
+
+    def __init__(self, row: Technique, namespace: dict[str, Any]) -> None:
+        check_parameters(namespace)
+        self.row, self.model, self._namespace = row, namespace.get("MODEL"), namespace
+        if isinstance(self.model, str) and pathlib.Path(self.model).expanduser().is_dir():
+            self.model = str(pathlib.Path(self.model).expanduser().resolve())
+        theirs = row.published.get(self.model)
+        self.settings = {name: namespace[name] for name in row.settings if name in namespace}
+        if theirs and any(self.settings.get(name, value) != value for name, value in PUBLISHED.items()):
+            raise ValueError("The published checkpoint has 4 bits in groups of 128; set BITS and GROUP_SIZE so.")
+        self.base = find(self.model, weights=theirs is None)
+        self.published = published(theirs, self.settings) if theirs else None
+        self._settle()
+        self.versions = versions_of(row.packages)
+        print(", ".join(f"{name} {version}" for name, version in self.versions.items() if name != "device"))
+        self.machine = this_machine()
+        print(f"{self.versions['device']}: {self.machine}")
+        self.config = self._config()
+        self.linears = block_linears(self.config)
+        self._decide()
+        self._require()
+        self.fit = self._preflight()
+        self._take_folder()
+
+    # --- before anything is loaded ---------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Variables that libraries read at their import, their imports, and their remarks out of sight."""
+        for name, (value, why) in self.row.environment.items():
+            if os.environ.get(name) != value and why:
+                print(f"{name} = {value}: {why}")
+            os.environ[name] = value
+        if self.base.is_local and disk_bytes(self.base.source) < 1e9:  # progress bars for what takes longer
+            os.environ["TQDM_DISABLE"] = "1"
+        before = os.environ.get("TMPDIR", tempfile.gettempdir())
+        folder = tempfile.TemporaryDirectory(prefix="series-", ignore_cleanup_errors=True)
+
+        def forget() -> None:
+            """What libraries forget among the temporary files goes with the kernel, or with vLLM's engine."""
+            tempfile.tempdir = os.environ["TMPDIR"] = before
+            folder.cleanup()
+
+        self._forget, tempfile.tempdir = forget, folder.name
+        os.environ["TMPDIR"] = folder.name
+        if self.row.name == "awq":
+            sys.path.insert(0, str(PLUGIN))
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
+        with quiet():
+            import torch
+            import transformers
+
+            for name in IMPORTS.get(self.row.name, ()):
+                importlib.import_module(name)
+        atexit.register(forget)
+        torch.manual_seed(0)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        for name in ("optimum", "gptqmodel", "accelerate", "torchao"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        if "llama_cpp" in sys.modules:
+            importlib.import_module("llama_cpp._logger").set_verbose(False)
+        if "gptqmodel" in sys.modules:
+            logs = importlib.import_module("gptqmodel.looper.loop_processor")
+            logs._PROJECT_LOG_DIR = pathlib.Path(folder.name) / "logs"  # it would be in the working directory
+            importlib.import_module("gptqmodel.models.writer").print = lambda *words: None  # all it has written
+            with contextlib.suppress(ImportError):
+                importlib.import_module("logbar").LogBar.shared().setLevel("ERROR")
+
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        small = self.base if self.base.is_local else Checkpoint(self.base.source, self.base.revision, (*SMALL,))
+        return AutoConfig.from_pretrained(small.fetch())
+
+    def _set(self, name: str, value: Any, why: str) -> None:
+        """Change one of the notebook's parameters, where this machine or this model forces it, and say so."""
+        if name in self._namespace and self._namespace[name] != value:
+            self._namespace[name] = value
+            print(f"{name} = {value!r}: {why}")
+        if name in self.settings:
+            self.settings[name] = value
+
+    def _decide(self) -> None:
+        given, machine = self._namespace, self.machine
+        if given.get("DTYPE") == "bfloat16" and machine.dtype == "float16":
+            self._set("DTYPE", "float16", machine.why_dtype.partition(": ")[2])
+        if "GROUP_SIZE" in given:
+            size = fits.fitting_group(self.config, given["GROUP_SIZE"])
+            self._set("GROUP_SIZE", size, "the largest group that divides this model's widths")
+        if "GPU_LAYERS" in given:
+            with quiet():
+                supported = importlib.import_module("llama_cpp").llama_supports_gpu_offload()
+            layers, why = machine.gpu_layers(self.config, given["QUANT_TYPE"], given["CONTEXT"], supported)
+            self._set("GPU_LAYERS", layers, why)
+        if "GPU_MEMORY" in given and machine.gpus:
+            share = machine.vllm_share(min(given.get("GPUS", 1), len(machine.gpus)))
+            self._set("GPU_MEMORY", min(share, given["GPU_MEMORY"]), "vLLM's share of all of the GPU's memory")
+
+    def _require(self) -> None:
+        """Refuse, before the work, what a library would end half-way."""
+        odd = {w.shape[0] for w in model_weights(self.config) if w.role == "linear"}
+        if self.row.name == "nf4" and not self.machine.gpus and any(size % 32 for size in odd):
+            if importlib.import_module("bitsandbytes").functional.has_avx512bf16():  # where it lays weights out anew
+                raise ValueError("On this processor bitsandbytes wants layers with a multiple of 32 outputs, and some "
+                                 f"have {sorted(s for s in odd if s % 32)}. 05_gguf.ipynb has none.")  # fmt: skip
+        if self.row.name != "awq":
+            return
+        if not self.machine.has_int4_kernel and self.model != "tiny":
+            raise RuntimeError(
+                "This processor has no AVX-512, so vLLM has no 4-bit kernel for it: use MODEL = 'tiny', a GPU whose "
+                "driver runs vLLM's build (CUDA 13.0), or 05_gguf.ipynb, which runs anywhere."
+            )
+        gpus = self._namespace["GPUS"]
+        if gpus > max(1, len(self.machine.gpus)):
+            raise ValueError(f"GPUS = {gpus}, and this machine has {len(self.machine.gpus)}; without a GPU it stays 1.")
+        if self.published:
+            return
+        known = importlib.import_module("gptqmodel.models.auto").MODEL_MAP.get(self.config.model_type)
+        if "layernorm" not in str(getattr(known, "module_tree", "")):  # the norms that the scales are folded into
+            raise ValueError(
+                f"gptqmodel has no AWQ recipe for {self.config.model_type!r}; 03, 04 and 05 take this model."
+            )
+        if any(size % 64 for size in odd):
+            wrong = sorted(size for size in odd if size % 64)
+            raise ValueError(f"gptqmodel's AWQ wants layers with a multiple of 64 outputs, and here some have {wrong}.")
+
+    def _preflight(self) -> fits.Fit:
+        given, row = self._namespace, self.row
+        more = {"context": given["CONTEXT"]} if "CONTEXT" in given else {}
+        if row.calibrates:
+            more |= {"group_size": given["GROUP_SIZE"], "bits": given.get("BITS", 4)}
+        if row.name == "awq":
+            more |= {"gpus": given["GPUS"], "overhead": OVERHEAD if self.machine.gpus else OVERHEAD_VLLM_CPU}
+        where = row.where
+        if row.name == "gguf" and given["GPU_LAYERS"]:
+            where = "gpu" if given["GPU_LAYERS"] == -1 else "spread"
+        if row.name == "sharding" and not fits.fit_on(self.machine, self.config, "16-bit").fits:
+            where = "memory"  # written from ordinary memory
+        make = row.calibrates and not self.published
+        fetched = [found for found in (self.published or self.base,) if found]
+        kind = row.format_of(self.settings)
+        return fits.preflight(self.machine, self.config, kind, *fetched, make=make, where=where, **more)
+
+    def _take_folder(self) -> None:
+        row = self.row
+        name = folder_name(row, self.base, self.versions, self.settings, self._namespace.get("DTYPE"))
+        self.folder, self._lock = hold(name)
+        self.path = str(self.folder / self.base.label)
+        for said in prepare(self.base.fetch(), pathlib.Path(self.path)):
+            print(said)
+        if row.name == "awq":
+            (self.folder / "vllm.log").unlink(missing_ok=True)
+            os.environ["SERIES_VLLM_LOG"] = str(self.folder / "vllm.log")
+            print("vLLM's processes write their remarks, and errors, to vllm.log in the folder above path")
+        if self.published:
+            found = self.published.fetch()
+            if self.published.patterns[0].endswith(".gguf"):
+                found = next(found.rglob(self.published.patterns[0]))
+            self.made.unlink(missing_ok=True)
+            self.made.symlink_to(found)
+        elif row.makes and not self.made.exists():
+            require_disk(self.fit.weights + (2 * self.fit.weights if row.name == "gguf" else 0))
+        self.texts: list[str] = []
+        if row.calibrates:
+            from transformers import AutoTokenizer
+
+            count, kind = self._namespace["CALIBRATION_TEXTS"], self._namespace["CALIBRATION"]
+            self.texts = calibration_texts(count, kind, AutoTokenizer.from_pretrained(self.path))
+        self.converter = str(llama_cpp_converter()) if row.name == "gguf" and not self.published else ""
+
+    @property
+    def made(self) -> pathlib.Path:
+        """What the recipe makes, or has made: a folder or a file."""
+        return pathlib.Path(self.path + self.row.makes.format(**self.settings))
+
+    # --- what lessons need -------------------------------------------------------------------
+
+    def windows(self, tokenizer: Any) -> list[list[int]]:
+        """The held-out text as lists of token ids: the same ones in every notebook."""
+        return held_out_windows(tokenizer)
+
+    def exam(self, tokenizer: Any) -> tuple[list[dict[str, str]], list[list[int]]]:
+        """The exam's questions with their right answers, and their prompts as token ids; empty where there is none."""
+        questions = exam_questions(self.model)
+        return questions, exam_prompts(tokenizer, questions)
+
+    def block(self, dtype: Any) -> Any:
+        """The 16-bit model's embedding and first block, on the processor: real weights without the memory for all."""
+        if any(pathlib.Path(self.path).glob("*.safetensors")):
+            with quiet():
+                return first_block(self.path, dtype)
+        from huggingface_hub import snapshot_download  # of a published model only the shards that hold it are fetched
+
+        wanted = dict(repo_id=self.base.source, revision=self.base.revision)
+        folder = pathlib.Path(snapshot_download(allow_patterns=[*SMALL], **wanted))
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+        files = {file for name, file in index.items() if "embed" in name or ".layers.0." in name}
+        snapshot_download(allow_patterns=[*SMALL, *files], **wanted)
+        with quiet():
+            return first_block(folder, dtype)
+
+    def check(self, number: int, answer: Any) -> None:
+        """Say whether the ``answer`` to an exercise is right, not yet there, or wrong."""
+        answers.check(self.row.notebook, number, answer, self._namespace)
+
+    def made_today(self, technique: str) -> tuple[pathlib.Path, dict[str, Any]]:
+        """What another notebook made of this model with its own parameters, and its record; run where it is missing."""
+        row = TECHNIQUES[technique]
+        given = default_parameters(row.notebook)
+        settings = {name: given[name] for name in row.settings}
+        command = [os.environ.get("SERIES_PYTHON", sys.executable), str(ROOT / "scripts" / "run.py"), "run"]
+        for attempt in range(2):
+            if attempt:
+                done = [*command, row.notebook[:2], "--model", self.model]
+                subprocess.run(done, check=True, capture_output=True)
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                record = read_record(row.record_name(settings), self.model)
+                name = folder_name(row, self.base, record["versions"], settings, given.get("DTYPE"))
+                for folder in sorted(artifacts_folder().glob(f"{name}*")):
+                    made = folder / (self.base.label + row.makes.format(**settings))
+                    if made.exists() and record["identity"] == self.base.identity:
+                        return made, record
+        raise RuntimeError(f"{row.notebook} ran, and what it should have made is not there.")
+
+    @staticmethod
+    def row_of(run: dict[str, Any]) -> Technique:
+        """The technique of a run, with its color and marker."""
+        return TECHNIQUES[run["technique"]]
+
+    # --- the measure ---------------------------------------------------------------------------
+
+    def measure(self, model: Any, tokenizer: Any = None) -> Any:
+        """Score, time and count ``model``, write its record, and return the series' table, with the 16-bit model.
+
+        01_baseline shows the steps one by one. Every runtime gets the same token ids, and decodes greedily.
+
+        Args:
+            model: of transformers, llama.cpp (``llama_cpp.Llama``) or vLLM (``vllm.LLM``).
+            tokenizer: with a transformers model; the others are scored with that in ``path``.
+        """
+        from transformers import AutoTokenizer
+
+        runtime = runtime_of(model, tokenizer, self.linears)
+        if self.row.name == "awq":  # whose processes leave sockets behind; the kernel may not live to its exit
+            weakref.finalize(model, self._forget)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(self.path)
+        windows, (questions, prompts) = self.windows(tokenizer), self.exam(tokenizer)
+        count = sum(map(len, windows))
+        print(f"scoring {count:,} tokens of text and {len(questions)} questions ...", flush=True)
+        prompt = tokenizer.encode(render_prompt(tokenizer), add_special_tokens=False)
+        self._same_prompt(model, prompt)
+        scores = runtime.scores(windows)
+        answers = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in runtime.answers(prompts, 48)]
+        answer, speed = measure_speed(lambda: runtime.answer(prompt, self._namespace["MAX_NEW_TOKENS"]))
+        kind, quantized, whole = runtime.layer()
+        record = write_record(
+            windows, scores, name=self.row.record_name(self.settings), technique=self.row.name,
+            library=self.row.library, model=self.model, identity=self.base.identity,
+            revision=(self.published or self.base).revision or "local",
+            settings={"MAX_NEW_TOKENS": self._namespace["MAX_NEW_TOKENS"], **self.settings}, versions=self.versions,
+            layer=kind, layers={"quantized": quantized, "in 16 bits": whole - quantized},
+            disk_bytes=disk_bytes(self.made if self.row.makes else self.path), predicted_bytes=self.fit.weights,
+            memory_bytes=runtime.memory_bytes(), tokens_per_second=speed, prompt_ids=prompt, answer_ids=answer,
+            answer=tokenizer.decode(answer, skip_special_tokens=True).strip(), exam_answers=answers,
+        )  # fmt: skip
+        if self.row.makes and not self.published:
+            seal(self.folder)
+        return self._table(record)
+
+    def _same_prompt(self, model: Any, prompt: list[int]) -> None:
+        """llama.cpp cuts a text into tokens itself, by the file's vocabulary, and says nothing where that differs."""
+        if type(model).__module__.startswith("llama_cpp"):
+            text = render_prompt(importlib.import_module("transformers").AutoTokenizer.from_pretrained(self.path))
+            if model.tokenize(text.encode(), add_bos=False, special=True) != prompt:
+                logging.getLogger("series").warning("llama.cpp cuts this prompt into other tokens than transformers.")
+
+    def _table(self, record: dict[str, Any]) -> Any:
+        reference = None
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found = read_record("16-bit", self.model)
+            reference = found if found["identity"] == record["identity"] else None
+        rows = {"16-bit": figures(reference, reference)} if reference else {}
+        if not rows and self.model == "tiny" and (committed := read_quality()["runs"].get("16-bit")):
+            rows = {"16-bit (as committed)": committed}
+        elif not rows and self.row.name != "baseline":
+            print("for the distance from the 16-bit model, run 01_baseline with this MODEL first")
+        return table(rows | {record["name"]: figures(record, reference)})
+
+    def close(self) -> None:
+        """Let another kernel have the folder."""
+        self._lock.release()
+
+
+def folder_name(
+    row: Technique, base: Checkpoint, versions: dict[str, str], settings: dict[str, Any], dtype: str | None
+) -> str:
+    """The folder of artifacts for a model and a technique: by all that decides their content, and by no file's time."""
+    facts = {name: version for name, version in versions.items() if name not in ("python", "device")}
+    decides = {name: value for name, value in settings.items() if name in row.settings and name != "QUANT_TYPE"}
+    return f"{row.name}-{base.label}-{key_of([base.identity, facts, decides, dtype])}"
+
+
+def measure_speed(generate: Any) -> tuple[list[int], float]:
+    """Run ``generate`` twice, a warm-up and a timed run; return the new token ids and tokens per second.
+
+    Raises:
+        ValueError: nothing was generated.
+        RuntimeError: the two runs differ, so decoding is not greedy.
+    """
+    first = generate()
+    start = time.perf_counter()
+    second = generate()
+    seconds = time.perf_counter() - start
+    if not second:
+        raise ValueError("The model generated no token.")
+    if first != second:
+        raise RuntimeError("Two runs gave different tokens: decode greedily, so that answers compare.")
+    return second, len(second) / seconds
+
+
+def start(technique: str, namespace: dict[str, Any]) -> Lesson:
+    """Check the parameters, find the model, say what this machine is and whether the model fits.
+
+    Args:
+        technique: a name in ``series.techniques.TECHNIQUES``, such as 'nf4'.
+        namespace: the notebook's names, ``globals()``. A parameter that this machine or model forces is changed in it.
+
+    Raises:
+        ValueError: a parameter or the model is wrong. MemoryError, OSError: it does not fit.
+    """
+    if technique not in TECHNIQUES:
+        raise ValueError(f"There is no technique {technique!r}. There are: {', '.join(TECHNIQUES)}.")
+    return Lesson(TECHNIQUES[technique], namespace)
+

@@ -1,0 +1,149 @@
+"""One execution of the series that every test reads: each notebook once, two at a time, with solutions as extra cells.
+
+After each exercise's check come its folded solution and the check once more. At the end come the planted faults: a
+lesson with a wrong constant, in a copy of the notebook's names, so that what stops it can be seen.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import pathlib
+import re
+import sys
+
+import nbformat
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "training")]
+
+from execute import execute  # noqa: E402
+
+ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+BY_STEM = {path.stem: path for path in ALL}
+NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM)[1:7],),
+         "08_original_stack": ("04_gptq", "05_gguf")}  # fmt: skip
+LONGEST_FIRST = ("01", "00", "06", "04", "03", "02", "05", "08", "07")
+WORKERS = 2
+EXTRA = "extra"
+SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```", re.S)
+
+# notebook, the cell with the constant, what stands there, what a slip of the pen would make of it, the cell that checks
+FAULTS = [
+    ("01_baseline", "apart", "(exponent.clamp(min=1) - 127)", "(exponent.clamp(min=1) - 128)", "apart"),
+    ("02_sharding", "by-hand", "return table, 8 + length", "return table, 4 + length", "by-library"),
+    ("03_nf4", "quantiles", "linspace(0.9677083", "linspace(0.9677033", "quantiles"),
+    ("03_nf4", "layer-codes", "(codes[0::2] << 4) | codes[1::2]", "(codes[1::2] << 4) | codes[0::2]", "layer-codes"),
+    ("04_gptq", "unpack", "stream.reshape(-1, bits, packed.shape[1])",
+     "stream.reshape(-1, bits, packed.shape[1]).flip(1)", "compare"),
+    ("05_gguf", "decode", "(first >> 6) << 4", "(first >> 6) << 2", "decode-same"),
+    ("05_gguf", "read-file", "-(-opened.tell() // step) * step", "opened.tell() // step * step", "read-same"),
+    ("06_awq", "unpack", "[0, 4, 1, 5, 2, 6, 3, 7]", "[0, 4, 1, 5, 2, 6, 7, 3]", "unpack"),
+    ("06_awq", "fold", "(one + original) / s - one", "(one + original) * s - one", "fold"),
+    ("08_original_stack", "word", "part[\"scales\"][groups].half()", "part[\"scales\"][groups - 1].half()", "word"),
+]  # fmt: skip
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def exercises(notebook) -> list[tuple[int, int, str]]:
+    """Of each exercise the places of its cell for the answer and of its check, and the folded solution's code."""
+    found = []
+    for place, cell in enumerate(notebook.cells):
+        if "exercise" in tags(cell):
+            solution = SOLUTION.search(notebook.cells[place - 1].source)
+            assert solution, f"no folded solution above {cell.id}"
+            assert "check" in tags(notebook.cells[place + 1]), f"no check below {cell.id}"
+            found.append((place, place + 1, solution[1]))
+    return found
+
+
+def extra(identity: str, source: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_code_cell(source, id=identity, metadata={"tags": [EXTRA]})
+
+
+def with_extras(notebook) -> nbformat.NotebookNode:
+    """A copy with the solutions and the planted faults in it."""
+    notebook, stem = nbformat.from_dict(notebook), notebook.stem
+    last = len(notebook.cells)
+    by_id = {cell.id: cell for cell in notebook.cells}
+    free = next((i for i, cell in enumerate(notebook.cells) if cell.id == "free"), last)
+    faults = []
+    for number, (its, place, right, wrong, check) in enumerate(FAULTS):
+        if its != stem or place not in by_id:
+            continue
+        assert by_id[place].source.count(right) >= 1, (stem, place, right)
+        sources = [by_id[place].source.replace(right, wrong)] + ([by_id[check].source] if check != place else [])
+        body = "".join(f"    exec({source!r}, names)\n" for source in sources)
+        caught = "except Exception as error:\n    print('seen:', type(error).__name__)\ndel names"
+        source = f"names = dict(globals())\ntry:\n{body}    print('not seen')\n{caught}"
+        faults.append(extra(f"fault-{number}", source))
+    where = last if stem == "06_awq" else free  # 06 frees its engine before the lessons
+    for cell in reversed(faults):
+        notebook.cells.insert(where, cell)
+    for answer, check, solution in reversed(exercises(notebook)):
+        again = extra(f"again-{answer}", notebook.cells[check].source)
+        notebook.cells[check + 1 : check + 1] = [extra(f"solved-{answer}", solution), again]
+    del notebook["stem"]
+    return notebook
+
+
+def run(stem: str, folder: str) -> str:
+    """Execute one notebook in this process; return an error's text, or ''."""
+    notebook = nbformat.read(BY_STEM[stem], as_version=4)
+    notebook["stem"] = stem
+    try:
+        execute(with_extras(notebook), pathlib.Path(folder) / f"{stem}.ipynb", timeout=1800)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def run_all(stems: list[str], folder: pathlib.Path) -> dict[str, str]:
+    """Execute notebooks, two at a time, each after those it needs; return the errors."""
+    errors: dict[str, str] = {}
+    waiting = sorted(stems, key=lambda stem: LONGEST_FIRST.index(stem[:2]))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+        running: dict[concurrent.futures.Future, str] = {}
+        while waiting or running:
+            for stem in list(waiting):
+                needs = [n for n in NEEDS.get(stem, ("01_baseline",)) if n in stems]
+                if len(running) < WORKERS and all(need in errors for need in needs):
+                    waiting.remove(stem)
+                    running[pool.submit(run, stem, str(folder))] = stem
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                stem = running.pop(future)
+                errors[stem] = future.result()
+                print(f"executed {stem}: {errors[stem] or 'passed'}", file=sys.__stderr__, flush=True)
+    return errors
+
+
+def shown(notebook, *, extras: bool = False) -> str:
+    """All that the notebook's cells printed and displayed as text."""
+    return "\n".join(printed(cell) for cell in notebook.cells if extras or EXTRA not in tags(cell))
+
+
+def printed(cell) -> str:
+    """What a cell printed and displayed; of a figure, that there is one."""
+    text = ""
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        text += output.get("text", "")  # what is printed comes in pieces, cut where the kernel paused
+        text += "".join(f"\n[{kind}]" for kind in sorted(data) if kind.startswith("image/"))
+        text += "\n" + str(data["text/plain"]) + "\n" if "text/plain" in data else ""
+    return text
+
+
+def cell(notebook, identity: str):
+    return next(c for c in notebook.cells if c.id == identity)
+
+
+def prepare_environment(artifacts: pathlib.Path) -> None:
+    """No test may reach a model hub, nor find what this machine has cached or made."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "QUANT_ARTIFACTS": str(artifacts)}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
