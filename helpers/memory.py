@@ -109,6 +109,11 @@ def clear_cache(namespace: dict[str, Any] | None = None) -> Cleared:
     record = getattr(sys.modules.get("vllm.utils.func_utils"), "_supports_kw", None)
     if hasattr(record, "cache_clear"):
         record.cache_clear()
+    # A thread of gptqmodel's keeps its last task, and with it the model, until it gets the next one.
+    pool = getattr(sys.modules.get("gptqmodel"), "_DEVICE_THREAD_POOL", None)
+    for group in getattr(pool, "_worker_groups", {}).values():
+        for worker in group:
+            worker.submit(int).result(timeout=60)
     _clear_frames()
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():

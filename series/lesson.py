@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import importlib
 import json
 import logging
@@ -108,6 +109,9 @@ class Lesson:
         transformers.utils.logging.disable_progress_bar()
         for name in ("optimum", "gptqmodel", "accelerate", "torchao"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        if "TQDM_DISABLE" in os.environ:  # which Accelerate's own bar does not ask
+            bars = importlib.import_module("accelerate.utils.modeling")
+            bars.tqdm = functools.partial(importlib.import_module("accelerate.utils.tqdm").tqdm, disable=True)
         if "llama_cpp" in sys.modules:
             importlib.import_module("llama_cpp._logger").set_verbose(False)
         if "gptqmodel" in sys.modules:
