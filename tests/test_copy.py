@@ -37,6 +37,8 @@ def program(stem: str, path: str, converter: str, **parameters: object) -> str:
         lines.append(f"converter = {converter!r}")
         lines.append("GPU_LAYERS = 0")
     recipe = textwrap.indent(notebooks.recipe(stem), "    ")
+    if row.name == "awq":  # as 06 says of a script: Python would wait for the engine
+        recipe += "\n    llm.llm_engine.engine_core.shutdown()"
     return "\n".join(lines) + f"\nif __name__ == '__main__':\n{recipe}\n"  # vLLM starts its engine by a new import
 
 
