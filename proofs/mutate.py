@@ -127,8 +127,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("sampling", [("ask", "temperature=0.0", "temperature=3.0, top_k=0, top_p=1.0, min_p=0.0")]),
         ("a short answer", [("ask", "max_tokens=MAX_NEW_TOKENS", "max_tokens=5")]),
         ("elements for bytes", [("types", "int(tensor.n_elements), int(tensor.n_bytes)", "int(tensor.n_bytes), int(tensor.n_elements)")]),
-        ("no alignment, the check gone", [("read-file", "-(-opened.tell() // step) * step", "opened.tell()"),
-                                          ("read-same", 'assert first + entry["offset"]', 'first + entry["offset"]')]),
+        ("the data one step late", [("read-file", "-(-opened.tell() // step) * step", "(opened.tell() // step + 2) * step")]),
         ("shapes unread, the check gone", [("read-same", "assert len(table) == len(reader.tensors)", ""),
                                            ("read-file", 'table[name] = {"shape": shape', 'table[name[:5]] = table[name] = {"shape": shape')]),
         ("a wrong shift, the check gone", [("decode", "(first >> 6) << 4", "(first >> 6) << 3"), ("decode-same", "    assert equal\n", "")]),
@@ -139,7 +138,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
     ],
     "06_awq": [
         ("a symmetric grid", [("make", "sym=False", "sym=True")]),
-        ("GPTQ for AWQ", [("make", "method=METHOD.AWQ, format=FORMAT.GEMM", "method=METHOD.GPTQ, format=FORMAT.GPTQ"),
+        ("GPTQ for AWQ", [("make", 'method="awq", format="gemm"', 'method="gptq", format="gptq"'),
                           ("make", ", backend=BACKEND.AWQ_TORCH", "")]),
         ("other groups", [("make", "group_size=GROUP_SIZE", "group_size=32")]),
         ("one text", [("make", "model.quantize(texts,", "model.quantize(texts[:1],")]),
@@ -170,7 +169,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("published figures of the next row", [("published", 'f"{divergence:.3f}"', 'f"{divergence * 2:.3f}"')]),
     ],
     "08_original_stack": [
-        ("sampling", [("pipeline", "do_sample=False", "do_sample=True, temperature=3.0")]),
+        ("sampling", [("ask", "do_sample=False", "do_sample=True, temperature=3.0")]),
         ("no quantization", [("nf4", "quantization_config=bnb_config, ", "")]),
         ("FP4", [("nf4", 'bnb_4bit_quant_type="nf4"', 'bnb_4bit_quant_type="fp4"')]),
         ("zero points as they are", [("shift", "value - 0x11111111", "value - 0"), ("word", "assert torch.equal", "torch.equal")]),

@@ -148,12 +148,12 @@ def code_lines(source: str) -> list[str]:
 
 
 def shape(paths: list[pathlib.Path]) -> dict[str, dict[str, float]]:
-    """For each notebook: code lines and cells before the first answer (07: its table), names of ours, cells."""
+    """For each notebook: code lines and cells before the first answer (00: number, 07: table), names of ours, cells."""
     found = {}
     for path in paths:
         cells = notebooks.cells(path)
         code = [cell for cell in cells if cell["cell_type"] == "code"]
-        first = next((i for i, cell in enumerate(code) if cell["id"] in ("ask", "table")), 0)
+        first = next((i for i, cell in enumerate(code) if cell["id"] in ("ask", "table", "symmetric")), 0)
         imports = [n for c in code for n in ast.walk(ast.parse(c["source"])) if isinstance(n, ast.ImportFrom)]
         ours = {a.name for n in imports if (n.module or "").split(".")[0] in ("helpers", "series") for a in n.names}
         sizes = [len(code_lines(cell["source"])) for cell in code]

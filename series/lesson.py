@@ -26,7 +26,7 @@ from series.console import quiet, versions_of
 from series.converter import llama_cpp_converter
 from series.guide import read_quality
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, this_machine
-from series.models import SMALL, Checkpoint, calibration_texts, find, first_block, prepare, published
+from series.models import MODELS, SMALL, Checkpoint, calibration_texts, find, first_block, prepare, published
 from series.notebooks import default_parameters
 from series.quality import exam_prompts, exam_questions, held_out_windows
 from series.record import figures, read_record, table, write_record
@@ -54,13 +54,13 @@ class Lesson:
     def __init__(self, row: Technique, namespace: dict[str, Any]) -> None:
         check_parameters(namespace)
         self.row, self.model, self._namespace = row, namespace.get("MODEL"), namespace
-        if isinstance(self.model, str) and pathlib.Path(self.model).expanduser().is_dir():
-            self.model = str(pathlib.Path(self.model).expanduser().resolve())
-        theirs = row.published.get(self.model)
+        theirs = row.published.get(self.model) if isinstance(self.model, str) else None
         self.settings = {name: namespace[name] for name in row.settings if name in namespace}
         if theirs and any(self.settings.get(name, value) != value for name, value in PUBLISHED.items()):
             raise ValueError("The published checkpoint has 4 bits in groups of 128; set BITS and GROUP_SIZE so.")
         self.base = find(self.model, weights=theirs is None)
+        if self.base.is_local and self.model not in MODELS:
+            self.model = self.base.source  # the whole path, whatever it was given as
         self.published = published(theirs, self.settings) if theirs else None
         self._settle()
         self.versions = versions_of(row.packages)

@@ -83,8 +83,12 @@ def find(name: str, weights: bool = True) -> Checkpoint:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"MODEL must be a name, a folder or a hub id, but is {name!r}. Try MODEL = 'tiny'.")
     name = MODELS.get(name, name)
-    folder = pathlib.Path(name).expanduser()
-    if name.startswith((".", "/", "~")) or "\\" in name or folder.is_dir():
+    try:
+        folder = pathlib.Path(name).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a user that does not exist, or a name that is too long
+        raise ValueError(f"MODEL = {name[:80]!r} is no folder here: {error}.") from None
+    if name.startswith((".", "/", "~")) or "\\" in name or is_folder:
         require_model_folder(folder)
         return Checkpoint(str(folder.resolve()))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):

@@ -29,7 +29,7 @@ def test_the_articles_libraries_do_the_work(original):
 
 
 def test_its_answers_are_todays(original, record):
-    for stem, place in {"01_baseline": "pipeline", "04_gptq": "shift", "05_gguf": "gguf"}.items():
+    for stem, place in {"01_baseline": "ask", "04_gptq": "shift", "05_gguf": "gguf"}.items():
         assert record(stem)["answer"] in printed(cell(original, place))
     rows = {line.split()[0]: line.split() for line in printed(cell(original, "table")).splitlines()
             if line.startswith(("GPTQ  ", "GGUF  "))}  # fmt: skip
