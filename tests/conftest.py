@@ -33,16 +33,31 @@ def artifacts(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def executions(artifacts, tmp_path_factory) -> tuple[pathlib.Path, dict[str, str]]:
-    """The folder with the executed notebooks, and what went wrong with each."""
+def results(request, artifacts, tmp_path_factory) -> tuple[pathlib.Path, dict[str, str], dict[str, tuple]]:
+    """The folder with the executed notebooks, what went wrong with each, and how each copied program ended."""
+    from series.techniques import MEASURED
+
     folder = tmp_path_factory.mktemp("executed")
-    stems = [path.stem for path in ALL if not ONLY or path.stem == ONLY]
-    if "series-2023" not in kernels():
+    wanted = {name for item in request.session.items for name in item.fixturenames}
+    copies = [row.notebook for row in MEASURED] if "copied" in wanted and not ONLY else []
+    stems = [path.stem for path in ALL if not ONLY or path.stem == ONLY] if "executions" in wanted else []
+    if "series-2023" not in kernels() and "08_original_stack" in stems:
         say = pytest.fail if os.environ.get("CI") else pytest.skip
         if ONLY == "08_original_stack" or os.environ.get("CI"):
             say("the environment of 08_original_stack is missing: type 'make original'")
         stems.remove("08_original_stack")
-    return folder, execution.run_all(stems, folder)
+    return folder, *execution.run_all(stems, folder, copies)
+
+
+@pytest.fixture(scope="session")
+def executions(results) -> tuple[pathlib.Path, dict[str, str]]:
+    return results[:2]
+
+
+@pytest.fixture(scope="session")
+def copied(results):
+    """``copied(stem)``: exit status, standard output and error of the recipe, run as a program."""
+    return results[2].__getitem__
 
 
 def kernels() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """One execution of the series that every test reads: each notebook once, two at a time, with solutions as extra cells.
 
-After each exercise's check come its folded solution and the check once more. At the end come the planted faults: a
+The programs of the copy test run beside them. After each exercise's check come its folded solution and the check once more. At the end come the planted faults: a
 lesson with a wrong constant, in a copy of the notebook's names, so that what stops it can be seen.
 """
 
@@ -11,7 +11,10 @@ import multiprocessing
 import os
 import pathlib
 import re
+import subprocess
 import sys
+import tempfile
+import textwrap
 
 import nbformat
 
@@ -19,6 +22,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "training")]
 
 from execute import execute  # noqa: E402
+from series import notebooks  # noqa: E402
+from series.converter import llama_cpp_converter  # noqa: E402
+from series.models import TINY, calibration_texts, prepare  # noqa: E402
+from series.techniques import BY_NOTEBOOK  # noqa: E402
 
 ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BY_STEM = {path.stem: path for path in ALL}
@@ -102,25 +109,80 @@ def run(stem: str, folder: str) -> str:
     return ""
 
 
-def run_all(stems: list[str], folder: pathlib.Path) -> dict[str, str]:
-    """Execute notebooks, two at a time, each after those it needs; return the errors."""
-    errors: dict[str, str] = {}
+FORBID = """
+import sys
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("helpers", "series"):
+            raise ImportError(f"{name} is not there in another project")
+
+sys.meta_path.insert(0, Forbidden())
+"""
+
+
+def program(stem: str, path: str, converter: str, **parameters: object) -> str:
+    """The cells tagged 'copy' with nothing before them but parameters, ``path``, ``texts`` and ``converter``."""
+    row, given = BY_NOTEBOOK[stem], notebooks.default_parameters(stem) | parameters
+    lines = [FORBID, *(f"{name} = {value!r}" for name, value in given.items() if name != "MODEL"), f"path = {path!r}"]
+    if row.calibrates:
+        lines.append(f"texts = {calibration_texts(2)!r}")
+    if row.name == "gguf":
+        lines += [f"converter = {converter!r}", "GPU_LAYERS = 0"]
+    recipe = textwrap.indent(notebooks.recipe(stem), "    ")
+    if row.name == "awq":  # as 06 says of a script: Python would wait for the engine
+        recipe += "\n    llm.llm_engine.engine_core.shutdown()"
+    return "\n".join(lines) + f"\nif __name__ == '__main__':\n{recipe}\n"  # vLLM starts its engine by a new import
+
+
+def run_program(code: str, folder: pathlib.Path, stem: str) -> subprocess.CompletedProcess:
+    row = BY_NOTEBOOK[stem]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    env |= {name: value for name, (value, _) in row.environment.items()}  # what start says for this machine
+    if row.name == "awq":  # the kernel for processors without AVX-512
+        env["PYTHONPATH"] = str(ROOT / "series" / "plugin")
+    file = folder / "program.py"
+    file.write_text(code, encoding="utf-8")
+    return subprocess.run([sys.executable, str(file)], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+
+
+def copied(stem: str) -> tuple[int, str, str]:
+    """Run the recipe of a notebook as a program; its exit status, and what it printed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        prepare(TINY, folder / "model")  # a folder of links, so that what is made lies beside it
+        done = run_program(program(stem, str(folder / "model"), str(llama_cpp_converter())), folder, stem)
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[dict[str, str], dict[str, tuple]]:
+    """Execute notebooks, two at a time, each after those it needs, and the programs of ``copies`` where there is room.
+
+    Returns:
+        The notebooks' errors, and the programs' exit statuses and outputs.
+    """
+    errors, found = {}, {}
     waiting = sorted(stems, key=lambda stem: LONGEST_FIRST.index(stem[:2]))
+    programs = sorted(copies, key=lambda stem: LONGEST_FIRST.index(stem[:2]))
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        running: dict[concurrent.futures.Future, str] = {}
-        while waiting or running:
+        running: dict[concurrent.futures.Future, tuple[str, bool]] = {}
+        while waiting or programs or running:
             for stem in list(waiting):
                 needs = [n for n in NEEDS.get(stem, ("01_baseline",)) if n in stems]
                 if len(running) < WORKERS and all(need in errors for need in needs):
                     waiting.remove(stem)
-                    running[pool.submit(run, stem, str(folder))] = stem
+                    running[pool.submit(run, stem, str(folder))] = stem, False
+            while programs and len(running) < WORKERS:
+                stem = programs.pop(0)
+                running[pool.submit(copied, stem)] = stem, True
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
-                stem = running.pop(future)
-                errors[stem] = future.result()
-                print(f"executed {stem}: {errors[stem] or 'passed'}", file=sys.__stderr__, flush=True)
-    return errors
+                stem, copy = running.pop(future)
+                (found if copy else errors)[stem] = future.result()
+                said = "copied" if copy else errors[stem] or "passed"
+                print(f"executed {stem}: {said}", file=sys.__stderr__, flush=True)
+    return errors, found
 
 
 def shown(notebook, *, extras: bool = False) -> str:
