@@ -25,9 +25,11 @@ check:
 	$(BIN) -m pytest tests/test_static.py
 
 test: original
+	$(SETUP) small
 	$(BIN) -m pytest tests -m 'not slow'
 
 test-all: original
+	$(SETUP) small
 	$(BIN) -m pytest tests
 
 original:

@@ -215,6 +215,7 @@ def attempt(stem: str, edits: list[tuple], copy: pathlib.Path) -> tuple[str, flo
     shutil.copytree(artifacts_folder(), linked, copy_function=os.link, symlinks=True, ignore=own)
     env = {k: v for k, v in os.environ.items() if k != "QUANT_ARTIFACTS"}
     env |= {"SERIES_ARTIFACTS": str(linked), "SERIES_ONLY": stem}
+    env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // WORKERS))
     start = time.perf_counter()
     try:
         nbformat.write(notebook, path)
@@ -278,8 +279,9 @@ def summary(rows: dict[tuple[str, str], tuple[str, str]]) -> str:
     tried = {key: verdict for key, (verdict, _) in rows.items() if key[1] != CONTROL}
     controls = [verdict for (_, what), (verdict, _) in rows.items() if what == CONTROL]
     caught = sum(verdict != ESCAPED for verdict in tried.values())
-    return (f"{len(tried)} sabotages, {caught} caught by tests of behaviour; {controls.count('passed')} of "
-            f"{len(controls)} controls pass.")  # fmt: skip
+    outputs = sum("test_committed_outputs_are_fresh" in verdict for verdict in tried.values())
+    return (f"{len(tried)} sabotages, {caught} caught by tests of behaviour, {outputs} of these first by the comparison "
+            f"with the committed outputs; {controls.count('passed')} of {len(controls)} controls pass.")  # fmt: skip
 
 
 def say(jobs: list[tuple], rows: dict, out: str | None) -> None:

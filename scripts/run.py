@@ -134,13 +134,15 @@ def draw(target: pathlib.Path) -> None:
 
 
 def guide() -> None:
-    readme, source = ROOT / "README.md", artifacts_folder() / "comparison.json"
+    readme, written = ROOT / "README.md", ["README.md"]
     text = with_guide(readme.read_text(encoding="utf-8"))  # fails before anything is written
-    if source.is_file():
-        (BENCHMARKS / "quality-tiny.json").write_bytes(source.read_bytes())
+    for model in ("tiny", "small"):
+        if (source := artifacts_folder() / f"comparison-{model}.json").is_file():
+            (BENCHMARKS / f"quality-{model}.json").write_bytes(source.read_bytes())
+            written.append(f"benchmarks/quality-{model}.json")
     readme.write_text(text, encoding="utf-8")
     draw(BENCHMARKS / "guide.svg")
-    print("written: README.md" + (" and benchmarks/quality-tiny.json" if source.is_file() else ""))
+    print("written:", ", ".join(written))
 
 
 def code_lines(source: str) -> list[str]:
@@ -169,11 +171,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "refresh", "ladders", "guide", "shape"])
     parser.add_argument("notebooks", nargs="*", help="numbers, such as 01 05; all when none is given")
-    parser.add_argument("--model", default="tiny", help="the parameter MODEL, with run")
+    parser.add_argument("--model", default="tiny", help="the parameter MODEL, with run and ladders")
     given = parser.parse_args()
     paths = chosen(given.notebooks)
-    if given.model != "tiny" and given.command != "run":
-        parser.error("--model goes with run")
+    if given.model != "tiny" and given.command not in ("run", "ladders"):
+        parser.error("--model goes with run and ladders")
     if pathlib.Path(given.model).is_dir():
         given.model = str(pathlib.Path(given.model).resolve())  # the kernels run in notebooks/
     if given.command != "shape":

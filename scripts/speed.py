@@ -30,7 +30,8 @@ from series.artifacts import artifacts_folder
 from series.console import processor_name
 from series.converter import llama_cpp_converter
 from series.machine import this_machine
-from series.models import TINY, calibration_texts
+from series.models import TINY
+from series.texts import calibration_texts
 
 os.environ |= {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "2"}

@@ -12,17 +12,23 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
+from helpers.sizes import block_linears
 from series import notebooks
 from series.artifacts import artifacts_folder, replace_file
 from series.console import device_name, quiet
+from series.fit import fitting_group
 from series.guide import read_quality
+from series.machine import multiply_in_32_bits, this_machine
 from series.models import find
-from series.quality import distance, exam_questions
+from series.quality import choose, distance, perplexity, right_answers
 from series.record import figures, read_record, read_scores, why_stale
 from series.runtimes import Transformers, Vllm
 from series.techniques import CALIBRATIONS, MEASURED, TECHNIQUES
+from series.texts import exam_prompts, exam_questions
 
 GGUF, GPTQ = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), (8, 4, 3, 2)
+# Every weight rounded to the nearest level of its group: bits, weights in a group, and whether the grid is symmetric.
+CONTROLS = [(bits, size, symmetric) for bits in (4, 3) for size, symmetric in ((128, True), (128, False), (32, False))]
 FREE = """
 import gc
 if "llm" in globals() and hasattr(llm, "llm_engine"):
@@ -40,12 +46,18 @@ def six(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def ladders(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """All runs: the six, other widths, and other calibration texts; published checkpoints come in one width."""
+    """All runs: the six, and other widths; of `tiny`, which is quick, other calibration texts as well.
+
+    Published checkpoints come in one width.
+    """
     runs = six(model)
     if model in TECHNIQUES["gptq"].published:
         return runs
     runs |= {f"GGUF {kind}": ("05_gguf", {"QUANT_TYPE": kind}) for kind in GGUF}
-    runs |= {f"GPTQ {bits}-bit": ("04_gptq", {"BITS": bits}) for bits in GPTQ}
+    runs |= {f"GPTQ {bits}-bit": ("04_gptq", {"BITS": bits}) for bits in (GPTQ if model == "tiny" else (4, 3))}
+    runs["GPTQ 4-bit, groups of 32"] = ("04_gptq", {"GROUP_SIZE": 32})
+    if model != "tiny":
+        return runs
     for kind, note in CALIBRATIONS.items():
         runs[f"GPTQ 4-bit{note}"] = ("04_gptq", {"CALIBRATION": kind})
         runs[f"AWQ 4-bit{note}"] = ("06_awq", {"CALIBRATION": kind})
@@ -111,8 +123,8 @@ def make(runs: dict[str, tuple[str, dict[str, Any]]], model: str, longest: int) 
 def collect(model: str, measure_all: bool, longest: int) -> dict[str, Any]:
     """What there is to compare: ``runs``, each with its figures; ``committed``, the names of those measured elsewhere.
 
-    With ``measure_all`` whatever is missing is measured here. Without it, a run of 'tiny' without a fresh record is
-    taken from the committed figures, and one of another model is left out.
+    With ``measure_all`` whatever is missing is measured here. Without it, a run of 'tiny' or 'small' without a fresh
+    record is taken from the committed figures, and one of another model is left out.
 
     Raises:
         RuntimeError: there is no 16-bit run of this model, which all others are held against.
@@ -120,7 +132,7 @@ def collect(model: str, measure_all: bool, longest: int) -> dict[str, Any]:
     every = ladders(model)
     if measure_all:
         make(every, model, longest)
-    identity, committed = find(model).identity, read_quality() if model == "tiny" else {"runs": {}}
+    identity, committed = find(model).identity, read_quality(model)
     here = [name for name, run in every.items() if not why_missing(name, run, model, identity, longest)]
     if "16-bit" not in here and not committed["runs"]:
         raise RuntimeError(f"There is no 16-bit run of {model} here: run 01_baseline with MODEL = {model!r} first.")
@@ -132,15 +144,17 @@ def collect(model: str, measure_all: bool, longest: int) -> dict[str, Any]:
         elif name in committed["runs"]:
             runs[name] = committed["runs"][name]
             taken.append(name)
-    where = f", {len(taken)} taken from benchmarks/quality-tiny.json ({committed.get('device', '')})" if taken else ""
+    file = f"benchmarks/quality-{model}.json"
+    where = f", {len(taken)} taken from {file} ({committed.get('device', '')})" if taken else ""
     print(f"{len(runs) - len(taken)} runs measured here{where}")
     found = {"device": device_name(), "runs": runs, "committed": taken}
     if measure_all:
-        found |= {"noise": noise(model), "paired": paired(model), "said": said(model)}
+        found |= {"noise": noise(model), "controls": controls(model), "said": said(model)}
+        found["paired"] = paired(model) if model == "tiny" else {}
         facts = {key: value for key, value in found.items() if key != "committed"}  # for 'make guide'
-        replace_file(artifacts_folder() / "comparison.json", (json.dumps(facts, indent=1) + "\n").encode())
+        replace_file(artifacts_folder() / f"comparison-{model}.json", (json.dumps(facts, indent=1) + "\n").encode())
     else:
-        found |= {key: committed.get(key, {}) for key in ("noise", "paired", "said")}
+        found |= {key: committed.get(key, {}) for key in ("noise", "controls", "paired", "said")}
     return found
 
 
@@ -164,6 +178,51 @@ def noise(model: str) -> dict[str, dict[str, float]]:
         found["vLLM, 16-bit"] = distance(Vllm(llm, []).scores(windows), reference)
         llm.llm_engine.engine_core.shutdown()
     found["llama.cpp, F16"] = distance(read_scores(read_record("GGUF F16", model))[1], reference)
+    return found
+
+
+def rounded(weight: Any, bits: int, size: int, symmetric: bool) -> Any:
+    """[outputs, inputs], each weight at the nearest level of its group: on GPTQ's grid, or on AWQ's."""
+    groups = weight.float().reshape(len(weight), -1, size)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    if symmetric:
+        high = groups.abs().amax(-1, keepdim=True)
+        low = -high
+    scale = ((high - low) / (2**bits - 1)).clamp(min=1e-8)
+    zero = (2 ** (bits - 1)) if symmetric else (-low / scale).round()
+    integers = ((groups / scale).round() + zero).clamp(0, 2**bits - 1)
+    return (scale * (integers - zero)).reshape(weight.shape).to(weight.dtype)
+
+
+def controls(model: str) -> dict[str, dict[str, float]]:
+    """What plain rounding costs, with no method at all: the whole model, with each grid of ``CONTROLS``."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    multiply_in_32_bits()
+    base, found = find(model).fetch(), {}
+    ids, reference = read_scores(read_record("16-bit", model))
+    windows, tokenizer, questions = ids.tolist(), AutoTokenizer.from_pretrained(base), exam_questions(model)
+    for bits, wanted, symmetric in CONTROLS:
+        with quiet(), torch.no_grad():
+            plain = AutoModelForCausalLM.from_pretrained(base, dtype=this_machine().dtype, device_map="auto")
+            size = fitting_group(plain.config, wanted)
+            for name in block_linears(plain.config):
+                layer = plain.get_submodule(name)
+                layer.weight.copy_(rounded(layer.weight, bits, size, symmetric))
+            runtime = Transformers(plain, tokenizer, [])
+            scores = runtime.scores(windows)
+            if "choices" in questions[0]:
+                answers = choose(runtime, tokenizer, questions)
+            else:
+                ended = runtime.answers(exam_prompts(tokenizer, questions), 48)
+                answers = [tokenizer.decode(answer, skip_special_tokens=True) for answer in ended]
+        grid = "symmetric" if symmetric else "zero point"
+        found[f"rounded, {bits} bits, {grid}, groups of {size}"] = {
+            "bits": bits + (16 + bits) / size, **distance([rows[:-1] for rows in scores], reference),
+            "perplexity": perplexity(windows, scores), "right_answers": right_answers(questions, answers),
+        }  # fmt: skip
+        print(f"rounded to {bits} bits in groups of {size}, {grid}", flush=True)
     return found
 
 

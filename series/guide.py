@@ -8,6 +8,7 @@ from typing import Any
 from helpers.sizes import bits_per_weight, weight_bytes
 from series.artifacts import ROOT, artifacts_folder
 from series.fit import CARDS, users_that_fit
+from series.models import MODELS
 
 __all__ = ["CARDS", "bits_of", "decision_table", "read_quality", "read_speed", "speed_results", "users_that_fit"]
 BENCHMARKS = ROOT / "benchmarks"
@@ -34,9 +35,10 @@ def speed_results() -> list[dict[str, Any]]:
     return [*committed, *(json.loads(path.read_text(encoding="utf-8")) for path in here)]
 
 
-def read_quality() -> dict[str, Any]:
-    """The committed figures of tiny-zephyr, from 07_comparison: ``runs`` by name, and what else it measured."""
-    return json.loads((BENCHMARKS / "quality-tiny.json").read_text(encoding="utf-8"))
+def read_quality(model: str = "tiny") -> dict[str, Any]:
+    """The committed figures of a model, from 07_comparison: ``runs`` by name, none if there are no such figures."""
+    file = BENCHMARKS / f"quality-{model}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if model in MODELS and file.is_file() else {"runs": {}}
 
 
 def speed_of(benchmark: dict[str, Any], kind: str, measure: str = "decode_1") -> float:

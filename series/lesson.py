@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import logging
+import math
 import os
 import pathlib
 import subprocess
@@ -18,20 +19,29 @@ import weakref
 from typing import Any
 
 from helpers.prompt import render_prompt
-from helpers.sizes import block_linears, model_weights
+from helpers.sizes import block_linears, model_weights, weight_bytes
 from series import answers
 from series import fit as fits
 from series.artifacts import ROOT, artifacts_folder, disk_bytes, hold, key_of, require_disk, seal
 from series.console import quiet, versions_of
 from series.converter import llama_cpp_converter
 from series.guide import read_quality
-from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, this_machine
-from series.models import MODELS, SMALL, Checkpoint, calibration_texts, find, first_block, prepare, published
+from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, multiply_in_32_bits, this_machine
+from series.models import MODELS, SMALL, Checkpoint, find, first_block, prepare, published
 from series.notebooks import default_parameters
-from series.quality import exam_prompts, exam_questions, held_out_windows
+from series.quality import choose
 from series.record import figures, read_record, table, write_record
 from series.runtimes import runtime_of
 from series.techniques import TECHNIQUES, Technique, check_parameters
+from series.texts import (
+    WIKITEXT_WINDOW,
+    calibration_texts,
+    exam_prompts,
+    exam_questions,
+    held_out_windows,
+    wikitext,
+    windows_of,
+)
 
 PLUGIN = ROOT / "series" / "plugin"
 PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others have made
@@ -56,6 +66,7 @@ class Lesson:
         self.row, self.model, self._namespace = row, namespace.get("MODEL"), namespace
         theirs = row.published.get(self.model) if isinstance(self.model, str) else None
         self.settings = {name: namespace[name] for name in row.settings if name in namespace}
+        self._asked = dict(self.settings)  # a record's name is by what was asked for, whatever this model forces
         if theirs and any(self.settings.get(name, value) != value for name, value in PUBLISHED.items()):
             raise ValueError("The published checkpoint has 4 bits in groups of 128; set BITS and GROUP_SIZE so.")
         self.base = find(self.model, weights=theirs is None)
@@ -105,6 +116,8 @@ class Lesson:
                 importlib.import_module(name)
         atexit.register(forget)
         torch.manual_seed(0)
+        if multiply_in_32_bits():
+            print("this processor has no bfloat16 arithmetic: torch multiplies in 32 bits, and rounds the result")
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         for name in ("optimum", "gptqmodel", "accelerate", "torchao"):
@@ -153,6 +166,10 @@ class Lesson:
 
     def _require(self) -> None:
         """Refuse, before the work, what a library would end half-way."""
+        if self._namespace.get("TEXT") == "wikitext":
+            wikitext()
+            if self.row.name == "awq" and self._namespace["CONTEXT"] <= WIKITEXT_WINDOW:
+                raise ValueError(f"TEXT = 'wikitext' has windows of {WIKITEXT_WINDOW} tokens; set CONTEXT higher.")
         odd = {w.shape[0] for w in model_weights(self.config) if w.role == "linear"}
         if self.row.name == "nf4" and not self.machine.gpus and any(size % 32 for size in odd):
             if importlib.import_module("bitsandbytes").functional.has_avx512bf16():  # where it lays weights out anew
@@ -160,10 +177,11 @@ class Lesson:
                                  f"have {sorted(s for s in odd if s % 32)}. 05_gguf.ipynb has none.")  # fmt: skip
         if self.row.name != "awq":
             return
-        if not self.machine.has_int4_kernel and self.model != "tiny":
+        if not self.machine.has_int4_kernel and weight_bytes(self.config) > 1e9:
             raise RuntimeError(
-                "This processor has no AVX-512, so vLLM has no 4-bit kernel for it: use MODEL = 'tiny', a GPU whose "
-                "driver runs vLLM's build (CUDA 13.0), or 05_gguf.ipynb, which runs anywhere."
+                "This processor has no AVX-512, so vLLM has no 4-bit kernel for it, and the series' own serves models "
+                "of at most half a billion parameters: use MODEL = 'tiny' or 'small', a GPU whose driver runs vLLM's "
+                "build (CUDA 13.0), or 05_gguf.ipynb, which runs anywhere."
             )
         gpus = self._namespace["GPUS"]
         if gpus > max(1, len(self.machine.gpus)):
@@ -220,7 +238,8 @@ class Lesson:
             from transformers import AutoTokenizer
 
             count, kind = self._namespace["CALIBRATION_TEXTS"], self._namespace["CALIBRATION"]
-            self.texts = calibration_texts(count, kind, AutoTokenizer.from_pretrained(self.path))
+            self.texts = calibration_texts(count, kind, AutoTokenizer.from_pretrained(self.path), self.model)
+            self._set("CALIBRATION_TEXTS", len(self.texts), "as many documents as there are")
         self.converter = str(llama_cpp_converter()) if row.name == "gguf" and not self.published else ""
 
     @property
@@ -232,10 +251,10 @@ class Lesson:
 
     def windows(self, tokenizer: Any) -> list[list[int]]:
         """The held-out text as lists of token ids: the same ones in every notebook."""
-        return held_out_windows(tokenizer)
+        return held_out_windows(tokenizer, self.model)
 
-    def exam(self, tokenizer: Any) -> tuple[list[dict[str, str]], list[list[int]]]:
-        """The exam's questions with their right answers, and their prompts as token ids; empty where there is none."""
+    def exam(self, tokenizer: Any) -> tuple[list[dict[str, Any]], list[list[int]]]:
+        """The exam's questions with their right answers, and their prompts as token ids."""
         questions = exam_questions(self.model)
         return questions, exam_prompts(tokenizer, questions)
 
@@ -305,22 +324,38 @@ class Lesson:
         prompt = tokenizer.encode(render_prompt(tokenizer), add_special_tokens=False)
         self._same_prompt(model, prompt)
         scores = runtime.scores(windows)
-        answers = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in runtime.answers(prompts, 48)]
+        if "choices" in questions[0]:
+            answers = choose(runtime, tokenizer, questions)
+        else:
+            answers = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in runtime.answers(prompts, 48)]
+        on_wikitext = self._wikitext(runtime, tokenizer) if self._namespace.get("TEXT") == "wikitext" else None
         answer, speed = measure_speed(lambda: runtime.answer(prompt, self._namespace["MAX_NEW_TOKENS"]))
         kind, quantized, whole = runtime.layer()
         record = write_record(
-            windows, scores, name=self.row.record_name(self.settings), technique=self.row.name,
+            windows, scores, name=self.row.record_name(self._asked), technique=self.row.name,
             library=self.row.library, model=self.model, identity=self.base.identity,
             revision=(self.published or self.base).revision or "local",
-            settings={"MAX_NEW_TOKENS": self._namespace["MAX_NEW_TOKENS"], **self.settings}, versions=self.versions,
+            asked={"MAX_NEW_TOKENS": self._namespace["MAX_NEW_TOKENS"], **self._asked}, settings=self.settings,
+            versions=self.versions,
             layer=kind, layers={"quantized": quantized, "in 16 bits": whole - quantized},
             disk_bytes=disk_bytes(self.made if self.row.makes else self.path), predicted_bytes=self.fit.weights,
             memory_bytes=runtime.memory_bytes(), tokens_per_second=speed, prompt_ids=prompt, answer_ids=answer,
             answer=tokenizer.decode(answer, skip_special_tokens=True).strip(), exam_answers=answers,
+            wikitext=on_wikitext,
         )  # fmt: skip
         if self.row.makes and not self.published:
             seal(self.folder)
         return self._table(record)
+
+    def _wikitext(self, runtime: Any, tokenizer: Any) -> float:
+        """Perplexity on WikiText-2, with a line of progress now and then."""
+        windows = windows_of(tokenizer, wikitext(), WIKITEXT_WINDOW, begin=False)
+        found: list[float] = []
+        for number, ids in enumerate(windows):
+            found += runtime.token_scores([ids])[0]
+            if number % 20 == 0:
+                print(f"WikiText-2: {number} of {len(windows)} windows", flush=True)
+        return math.exp(-sum(found) / len(found))
 
     def _same_prompt(self, model: Any, prompt: list[int]) -> None:
         """llama.cpp cuts a text into tokens itself, by the file's vocabulary, and says nothing where that differs."""

@@ -119,6 +119,28 @@ class Machine:
         return ", ".join(free)
 
 
+def multiply_in_32_bits() -> bool:
+    """Have torch multiply bfloat16 matrices in 32 bits where the processor has no bfloat16 arithmetic; whether it must.
+
+    torch then takes about seven times as long in bfloat16 as in 32 bits. The numbers stay what they are: products of
+    bfloat16, added up in 32 bits, and rounded to bfloat16 at the end.
+    """
+    import torch
+
+    plain = torch.nn.functional.linear
+    if torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported() or hasattr(plain, "plain"):
+        return hasattr(plain, "plain")
+
+    def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+        if x.dtype == weight.dtype == torch.bfloat16:
+            more = None if bias is None else bias.float()
+            return plain(x.float(), weight.float(), more).to(torch.bfloat16)
+        return plain(x, weight, bias)
+
+    linear.plain = plain
+    torch.nn.functional.linear = linear
+    return True
+
 
 def this_machine() -> Machine:
     """The facts of the machine that this runs on."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
-import inspect
 import json
 import os
 import pathlib
-import random
 import re
 import shutil
 from dataclasses import dataclass, replace
@@ -19,8 +16,9 @@ from series.artifacts import ROOT, content_of, key_of
 from series.techniques import ZEPHYR, Published
 
 TINY = ROOT / "models" / "tiny-zephyr"
-MODELS = {"tiny": str(TINY), "zephyr": ZEPHYR}
-REVISIONS = {ZEPHYR: "892b3d7a7b1cf10c7a701c60881cd93df615734c"}
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a real model of 135 million parameters, 270 MB
+MODELS = {"tiny": str(TINY), "small": SMOLLM2, "zephyr": ZEPHYR}
+REVISIONS = {ZEPHYR: "892b3d7a7b1cf10c7a701c60881cd93df615734c", SMOLLM2: "12fd25f77366fa6b3b4b768ec3050bf629380bac"}
 SMALL = ["*.json", "*.jinja", "tokenizer.model"]  # all of a model but its weights
 WEIGHTS = ["*.safetensors"]
 ADVICE = "Use MODEL = 'tiny', which needs no network, or a folder that you have downloaded."
@@ -288,35 +286,6 @@ def _template(folder: pathlib.Path) -> list[str]:
             raise ValueError(f"The chat template of this model does not take this conversation: {error}") from None
         said.append("this model's chat template takes no system message: it is put in front of the question")
     return said
-
-
-# --- calibration -----------------------------------------------------------------------------
-
-
-def calibration_texts(count: int, kind: str = "own", tokenizer: Any = None) -> list[str]:
-    """The first ``count`` documents (at most 128) to calibrate GPTQ and AWQ with.
-
-    Args:
-        kind: 'own' (chats and short prose in tiny-zephyr's style), or, to see what the text matters, 'unrelated'
-            (Python source code) and 'random' (random tokens).
-        tokenizer: for the last two, to cut each document to as many tokens as the own one has.
-    """
-    own = json.loads((TINY / "calibration.json").read_text(encoding="utf-8"))[:count]
-    if kind == "own":
-        return own
-    lengths = [len(ids) for ids in tokenizer(own, add_special_tokens=False)["input_ids"]]
-    if kind == "unrelated":
-        code = inspect.getsource(argparse) + inspect.getsource(inspect)
-        ids = tokenizer(code, add_special_tokens=False, verbose=False)["input_ids"]
-    else:
-        dice = random.Random(0)
-        ids = [dice.randrange(len(tokenizer)) for _ in range(sum(lengths))]
-        ids = [token for token in ids if token not in tokenizer.all_special_ids] + ids[:1000]
-    texts, start = [], 0
-    for length in lengths:
-        texts.append(tokenizer.decode(ids[start : start + length]))
-        start += length
-    return texts
 
 
 def first_block(path: str | os.PathLike[str], dtype: Any) -> Any:

@@ -13,8 +13,8 @@ from series.artifacts import ROOT
 
 FOLDER = ROOT / "notebooks"
 MEASURES = {  # where a record's figures come from: whole modules, or some of their functions
-    "series/quality.py": (), "series/runtimes.py": (), "helpers/prompt.py": (), "helpers/memory.py": (),
-    "series/lesson.py": ("measure", "measure_speed"),
+    "series/quality.py": (), "series/texts.py": (), "series/runtimes.py": (), "helpers/prompt.py": (),
+    "helpers/memory.py": (), "series/lesson.py": ("measure", "measure_speed"),
 }  # fmt: skip
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from series.artifacts import artifacts_folder, digest_of, replace_file
 from series.console import device_name
 from series.notebooks import default_parameters, made_from
-from series.quality import distance, exam_questions, perplexity, right_answers
+from series.quality import distance, perplexity, right_answers
 from series.techniques import TECHNIQUES
+from series.texts import exam_questions
 
 FIELDS = {
     "name": str,  # what the tables call it, such as 'GPTQ 4-bit'
@@ -24,7 +25,8 @@ FIELDS = {
     "model": str,  # the value of MODEL
     "identity": str,  # of the model's files, or its repository and commit
     "revision": str,  # the hub's commit, or 'local'
-    "settings": dict,  # the parameters that decide the result, such as {'BITS': 4}
+    "asked": dict,  # the parameters that decide the result, such as {'BITS': 4}, as the notebook had them
+    "settings": dict,  # and as they were after 'start', which may have to change them for a model
     "versions": dict,  # package -> version, and the device
     "layer": str,  # the class of a linear layer, or the format's name for its type
     "layers": dict,  # how many linear layers in the blocks are quantized, and how many are not
@@ -35,7 +37,8 @@ FIELDS = {
     "prompt_ids": list,
     "answer_ids": list,
     "answer": str,
-    "exam_answers": list,  # the answers to the held-out questions; empty for models that they are not for
+    "exam_answers": list,  # the answers to the questions of the model's exam
+    "wikitext": (float, type(None)),  # perplexity on WikiText-2, where it was asked for
 }
 DERIVED = ("made_from", "tokens_scored", "perplexity", "right_answers", "scores_digest", "digest")  # by write_record
 
@@ -65,7 +68,8 @@ def write_record(windows: list[list[int]], scores: list[Any], **fields: Any) -> 
         raise ValueError(f"A record needs exactly its fields. Missing: {sorted(missing)}; unknown: {sorted(unknown)}.")
     for name, kind in FIELDS.items():
         if not isinstance(fields[name], kind):
-            raise ValueError(f"The record's {name} must be {kind.__name__}, but is {fields[name]!r}.")
+            wanted = getattr(kind, "__name__", "a float or None")
+            raise ValueError(f"The record's {name} must be {wanted}, but is {fields[name]!r}.")
     if not fields["answer"].strip() or not fields["answer_ids"]:
         raise ValueError("The record's answer is empty: the model said nothing.")
     questions = exam_questions(fields["model"])
@@ -74,7 +78,7 @@ def write_record(windows: list[list[int]], scores: list[Any], **fields: Any) -> 
         "made_from": made_from(TECHNIQUES[fields["technique"]].notebook),
         "tokens_scored": sum(len(ids) - 1 for ids in windows),
         "perplexity": perplexity(windows, scores),
-        "right_answers": right_answers(questions, fields["exam_answers"]) if questions else None,
+        "right_answers": right_answers(questions, fields["exam_answers"]),
     }
     rows = [np.asarray(part[: len(ids) - 1], dtype=np.float16) for ids, part in zip(windows, scores, strict=True)]
     tensors = {"ids": np.asarray(windows, dtype=np.int32), "log_probabilities": np.stack(rows)}
@@ -157,7 +161,7 @@ def why_stale(record: dict[str, Any], parameters: dict[str, Any] | None = None, 
     if identity and record["identity"] != identity:
         return "the model's files have changed since"
     wanted = default_parameters(notebook) | (parameters or {})
-    for name, value in record["settings"].items():
+    for name, value in record["asked"].items():
         if wanted[name] != value:
             return f"it was made with {name} = {value!r}"
     for package, version in record["versions"].items():
@@ -184,6 +188,7 @@ def figures(record: dict[str, Any], reference: dict[str, Any] | None) -> dict[st
         "disk_bytes": record["disk_bytes"], "predicted_bytes": record["predicted_bytes"],
         "memory_bytes": record["memory_bytes"], "perplexity": record["perplexity"],
         "right_answers": record["right_answers"], "tokens_per_second": record["tokens_per_second"],
+        "wikitext": record["wikitext"],
         "kl_divergence": None, "standard_error": None, "same_top_token": None,
     }  # fmt: skip
     if reference is not None:
@@ -198,11 +203,10 @@ def table(rows: dict[str, dict[str, Any]], digits: int = 3) -> Any:
     """The series' table, a pandas DataFrame: one row for each name and its ``figures``."""
     import pandas as pd
 
-    def share(value: float | None, count: int = 200) -> str:
-        if value is None:
-            return "-"
+    def share(value: float, count: int = 200) -> str:
         return f"{value:.1%} ± {100 * (value * (1 - value) / count) ** 0.5:.1f}"
 
+    wikitext = any(row.get("wikitext") for row in rows.values())
     shown = {
         name: {
             "run by": r["library"],
@@ -211,6 +215,7 @@ def table(rows: dict[str, dict[str, Any]], digits: int = 3) -> Any:
             "perplexity": f"{r['perplexity']:.{digits}f}",
             "KL divergence": "-" if r["kl_divergence"] is None
             else f"{r['kl_divergence']:.4f} ± {r['standard_error']:.4f}",
+            **({"WikiText-2": f"{r['wikitext']:.2f}" if r.get("wikitext") else "-"} if wikitext else {}),
             "right answers": share(r["right_answers"]),
             "tokens/s": f"{r['tokens_per_second']:,.0f}",
         }

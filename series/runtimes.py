@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from helpers.memory import tensor_bytes
 from series.console import quiet
-from series.quality import log_probabilities
+from series.quality import log_probabilities, log_softmax
+from series.texts import WINDOW_SCORES
 
 BATCH = 100  # answers at once, in transformers
 
@@ -25,6 +27,22 @@ class Transformers:
         with torch.no_grad():
             given = (torch.tensor([ids], device=self.model.device) for ids in windows)
             return [log_probabilities(self.model(ids).logits[0]) for ids in given]
+
+    def token_scores(self, sequences: list[list[int]]) -> list[list[float]]:
+        """For each sequence the log-probability of each of its tokens but the first."""
+        import torch
+
+        found: list[list[float]] = []
+        longest, vocabulary = max(map(len, sequences)), self.model.config.vocab_size
+        size = max(1, WINDOW_SCORES // (longest * vocabulary))
+        for start in range(0, len(sequences), size):
+            batch = sequences[start : start + size]
+            width = max(map(len, batch))  # what stands to the right changes nothing before it
+            ids = torch.tensor([s + [0] * (width - len(s)) for s in batch], device=self.model.device)
+            with torch.no_grad():
+                scores = self.model(ids).logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            found += [row[: len(s) - 1].tolist() for row, s in zip(scores, batch, strict=True)]
+        return found
 
     def answer(self, prompt: list[int], longest: int) -> list[int]:
         """The new token ids of a greedy answer."""
@@ -66,22 +84,28 @@ class LlamaCpp:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def scores(self, windows: list[list[int]]) -> list[Any]:
+    def _read(self, sequences: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
+        """Each sequence with its log-probabilities at every place."""
         from llama_cpp import Llama
 
         # only an instance that was made for it keeps the logits of every position
-        settings = dict(n_ctx=self.model.n_ctx(), n_gpu_layers=self.model.model_params.n_gpu_layers)
+        settings = dict(n_ctx=max(map(len, sequences)), n_gpu_layers=self.model.model_params.n_gpu_layers)
         with quiet():
             scorer = Llama(self.model.model_path, **settings, logits_all=True, verbose=False)
             try:
-                found = []
-                for ids in windows:
+                for ids in sequences:
                     scorer.reset()
                     scorer.eval(ids)
-                    found.append(log_probabilities(scorer.scores[: len(ids)]))
+                    yield ids, log_softmax(scorer.scores[: len(ids)])
             finally:
                 scorer.close()
-        return found
+
+    def scores(self, windows: list[list[int]]) -> list[Any]:
+        return [rows.astype("float16") for _, rows in self._read(windows)]
+
+    def token_scores(self, sequences: list[list[int]]) -> list[list[float]]:
+        return [[float(row[token]) for row, token in zip(rows, ids[1:], strict=False)]
+                for ids, rows in self._read(sequences)]  # fmt: skip
 
     def answer(self, prompt: list[int], longest: int) -> list[int]:
         import llama_cpp
@@ -134,6 +158,14 @@ class Vllm:
                 row[flat.token_ids[start:end]] = flat.logprobs[start:end]
             found.append(rows)
         return found
+
+    def token_scores(self, sequences: list[list[int]]) -> list[list[float]]:
+        from vllm import SamplingParams
+
+        settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        outputs = self.model.generate([{"prompt_token_ids": s} for s in sequences], settings, use_tqdm=False)
+        return [[place[token].logprob for token, place in zip(s[1:], output.prompt_logprobs[1:], strict=True)]
+                for s, output in zip(sequences, outputs, strict=True)]  # fmt: skip
 
     def answer(self, prompt: list[int], longest: int) -> list[int]:
         return self.answers([prompt], longest)[0]

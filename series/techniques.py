@@ -58,18 +58,21 @@ class Technique:
 
     def record_name(self, settings: dict[str, Any]) -> str:
         note = CALIBRATIONS[settings.get("CALIBRATION", "own")]
-        return self.record.format(**settings) + note
+        size = f", groups of {settings['GROUP_SIZE']}" if settings.get("GROUP_SIZE", 128) != 128 else ""
+        return self.record.format(**settings) + size + note
 
     def format_of(self, settings: dict[str, Any]) -> str:
         return settings.get("QUANT_TYPE", self.kind)
 
 
-TWO_WORKERS = {
+MAKING = {
     "GPTQMODEL_CPU_WORKERS": ("2", "gptqmodel asks for two workers, also on two cores"),
     "OMP_WAIT_POLICY": ("PASSIVE", ""),
+    "THP_MEM_ALLOC_ENABLE": ("1", ""),
 }
 # Where the reason is empty, nothing is printed: TORCHDYNAMO_DISABLE, since compiling takes longer than all we ask here;
-# OMP_WAIT_POLICY, since gptqmodel's threads and libgomp's wait for each other on few cores; VLLM_CPU_KVCACHE_SPACE, the
+# OMP_WAIT_POLICY, since gptqmodel's threads and libgomp's wait for each other on few cores; THP_MEM_ALLOC_ENABLE, large
+# pages of memory, with which AWQ's search takes half the time on a processor; VLLM_CPU_KVCACHE_SPACE, the
 # room for the cache in GiB on a processor, where vLLM would take a large share of the memory.
 VLLM = {
     "VLLM_LOGGING_LEVEL": ("ERROR", ""),
@@ -89,7 +92,7 @@ TABLE = [
               ("gptqmodel", "torch", "transformers", "optimum"),
               ("BITS", "GROUP_SIZE", "CALIBRATION_TEXTS", "CALIBRATION"), makes="-gptq", calibrates=True,
               published={"zephyr": Published("TheBloke/zephyr-7B-beta-GPTQ", "main")},
-              environment=TWO_WORKERS | {"TORCHDYNAMO_DISABLE": ("1", "")},
+              environment=MAKING | {"TORCHDYNAMO_DISABLE": ("1", "")},
               color="#d55e00", marker="s"),
     Technique("gguf", "05_gguf", "GGUF {QUANT_TYPE}", "Q4_K_M", "llama.cpp",
               ("llama-cpp-python", "gguf", "transformers"), ("QUANT_TYPE",), where="memory",
@@ -100,7 +103,7 @@ TABLE = [
     Technique("awq", "06_awq", "AWQ 4-bit", "AWQ", "vLLM", ("vllm", "gptqmodel", "torch", "transformers"),
               ("GROUP_SIZE", "CALIBRATION_TEXTS", "CALIBRATION"), makes="-awq", calibrates=True,
               published={"zephyr": Published("TheBloke/zephyr-7B-beta-AWQ", "main")},
-              environment=TWO_WORKERS | VLLM, color="#cc79a7", marker="v"),
+              environment=MAKING | VLLM, color="#cc79a7", marker="v"),
     Technique("comparison", "07_comparison", "", "16-bit", "", ("torch", "transformers", "matplotlib"),
               where="spread"),
     Technique("original", "08_original_stack", "", "16-bit", "transformers 4.45",
@@ -135,6 +138,7 @@ PARAMETERS = {
     "GPU_LAYERS": _whole(-1, 1000),
     "GPU_MEMORY": (lambda given: type(given) is float and 0 < given <= 1, "a share of the GPU's memory, up to 1.0"),
     "GPUS": _whole(1, 64),
+    "TEXT": _one_of("own", "wikitext"),
     "LADDERS": _one_of(True, False),
 }
 

@@ -1,7 +1,8 @@
 """One execution of the series that every test reads: each notebook once, two at a time, with solutions as extra cells.
 
-The programs of the copy test run beside them. After each exercise's check come its folded solution and the check once more. At the end come the planted faults: a
-lesson with a wrong constant, in a copy of the notebook's names, so that what stops it can be seen.
+The programs of the copy test run beside them. After each exercise's check come its folded solution and the check once
+more. At the end come the planted faults: a lesson with a wrong constant, in a copy of the notebook's names, so that
+what stops it can be seen.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "training")]
 from execute import execute  # noqa: E402
 from series import notebooks  # noqa: E402
 from series.converter import llama_cpp_converter  # noqa: E402
-from series.models import TINY, calibration_texts, prepare  # noqa: E402
+from series.models import TINY, prepare  # noqa: E402
 from series.techniques import BY_NOTEBOOK  # noqa: E402
+from series.texts import calibration_texts  # noqa: E402
 
 ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BY_STEM = {path.stem: path for path in ALL}
@@ -165,7 +167,7 @@ def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[
     waiting = sorted(stems, key=lambda stem: LONGEST_FIRST.index(stem[:2]))
     programs = sorted(copies, key=lambda stem: LONGEST_FIRST.index(stem[:2]))
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context, initializer=share_the_cores) as pool:
         running: dict[concurrent.futures.Future, tuple[str, bool]] = {}
         while waiting or programs or running:
             for stem in list(waiting):
@@ -203,6 +205,11 @@ def printed(cell) -> str:
 
 def cell(notebook, identity: str):
     return next(c for c in notebook.cells if c.id == identity)
+
+
+def share_the_cores() -> None:
+    """Two kernels with as many threads as there are cores, each, wait for one another."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // WORKERS))
 
 
 def prepare_environment(artifacts: pathlib.Path) -> None:

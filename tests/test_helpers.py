@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import shutil
 import types
 import weakref
@@ -17,7 +18,7 @@ import torch
 
 import helpers
 from helpers.sizes import GGUF_TYPES, linear_bytes, model_weights
-from series import models, notebooks, quality, record
+from series import models, notebooks, quality, record, texts
 from series.artifacts import content_of
 from series.console import quiet
 from series.lesson import measure_speed
@@ -53,7 +54,7 @@ def test_the_prompt_is_zephyrs_template_and_begins_once(tokenizer):
     plain.chat_template, with_bos.chat_template = CHAT, "{{ bos_token }}" + CHAT
     ids = with_bos.encode(helpers.render_prompt(with_bos), add_special_tokens=False)
     assert ids[0] == with_bos.bos_token_id and ids.count(ids[0]) == 1
-    assert quality.held_out_windows(with_bos) == quality.held_out_windows(plain)
+    assert texts.held_out_windows(with_bos) == texts.held_out_windows(plain)
 
 
 WEIGHTS = {"model.safetensors": 5 * 10**9}
@@ -118,11 +119,26 @@ def test_a_prepared_model_takes_the_conversation_and_its_own_files_stay(tmp_path
 
 
 def test_calibration_texts_of_other_kinds_are_as_long(tokenizer):
-    own, *other = (models.calibration_texts(16, kind, tokenizer) for kind in ("own", "unrelated", "random"))
-    assert len(models.calibration_texts(128)) == 128 and own == models.calibration_texts(128)[:16]
-    lengths = [sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) for texts in (own, *other)]
-    assert lengths == pytest.approx([lengths[0]] * 3, rel=0.3)  # cut anywhere, a text has other tokens again
-    assert all(len(texts) == 16 and not set(texts) & set(own) for texts in other)
+    for model in ("tiny", "some/model"):
+        own, *other = (texts.calibration_texts(16, kind, tokenizer, model) for kind in ("own", "unrelated", "random"))
+        lengths = [sum(map(len, tokenizer(found, add_special_tokens=False)["input_ids"])) for found in (own, *other)]
+        assert lengths == pytest.approx([lengths[0]] * 3, rel=0.3)  # cut anywhere, a text has other tokens again
+        assert all(len(found) == 16 and not set(found) & set(own) for found in other)
+    assert len(texts.calibration_texts(128)) == 128 and texts.calibration_texts(16) == texts.calibration_texts(128)[:16]
+
+
+def test_english_is_calibrated_with_and_measured_on_apart(tokenizer):
+    """Two parts that share no sentence; chats come in the model's own template."""
+    calibrate, measure = texts.documents("calibrate.txt"), texts.documents("measure.txt")
+    sentences = [set(re.findall(r"[^.?!\n]{25,}", " ".join(part))) for part in (calibrate, measure)]
+    assert not sentences[0] & sentences[1] and min(map(len, sentences)) > 100
+    assert sum(len(document.split()) for document in calibrate + measure) > 7000
+    found = texts.calibration_texts(128, "own", tokenizer, "some/model")
+    assert len(found) == len(calibrate)
+    assert found[0].startswith("<|user|>\nWhat is the difference between weather and climate?</s>\n<|assistant|>\n")
+    assert "User: " not in "".join(found) and "def load_settings" in "".join(found)
+    windows = texts.held_out_windows(tokenizer, "some/model")
+    assert len(windows) == 16 and tokenizer.decode(windows[0][1:]).startswith("The lighthouse at the end")
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -226,12 +242,12 @@ def test_quiet_holds_back_chatter_and_shows_errors(capfd):
 @pytest.mark.parametrize(("vocabulary", "length"), [(2048, 256), (128_000, 128), (256_000, 64)])
 def test_windows_of_the_held_out_text_are_shorter_for_a_large_vocabulary(tokenizer, vocabulary, length, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "__len__", lambda self: vocabulary)
-    windows, questions = quality.held_out_windows(tokenizer), quality.exam_questions()
+    windows, questions = texts.held_out_windows(tokenizer), texts.exam_questions()
     assert len(windows) == 16 and {(len(ids), ids[0]) for ids in windows} == {(length, tokenizer.bos_token_id)}
     text = tokenizer.decode([token for ids in windows for token in ids[1:]])
     assert text.startswith("<|user|>\n" + questions[0]["question"]) and questions[15]["answer"] in text
     with pytest.raises(ValueError, match="held-out text has"):
-        quality.held_out_windows(tokenizer, count=1000)
+        texts.held_out_windows(tokenizer, count=1000)
 
 
 def test_perplexity_is_torchs():
@@ -255,14 +271,60 @@ def test_distance_is_the_kl_divergence_computed_by_hand():
     assert quality.distance(p, p) == {"kl_divergence": 0, "standard_error": 0, "same_top_token": 1}
 
 
-def test_the_exam_is_for_tiny_only(tokenizer):
-    questions = quality.exam_questions("tiny")
-    assert len(questions) == 200 and quality.exam_questions("zephyr") == []
+def test_the_exam_of_tiny_is_asked(tokenizer):
+    questions = texts.exam_questions("tiny")
+    assert len(questions) == 200
     asked = [helpers.MESSAGES[0], {"role": "user", "content": questions[0]["question"]}]
     ids = tokenizer.encode(helpers.render_prompt(tokenizer, asked), add_special_tokens=False)
-    assert quality.exam_prompts(tokenizer, questions[:1]) == [ids]
+    assert texts.exam_prompts(tokenizer, questions[:1]) == [ids]
     answers = [f" {q['answer']}\n" for q in questions]
     assert [quality.right_answers(questions, given) for given in (answers, ["", *answers[1:]])] == [1, 0.995]
+
+
+def test_the_exam_of_others_is_chosen_by_log_probability_per_token(tokenizer):
+    """A runtime that likes the letter 'z' chooses what has most of it for its length; and no item is there twice."""
+    questions = texts.exam_questions("some/model")
+    assert len({q["question"] for q in questions}) == 200
+    assert all(len(set(q["choices"])) == 4 and q["answer"] in q["choices"] for q in questions)
+
+    class LikesZ:
+        def token_scores(self, sequences):
+            return [[0.0 if "z" in tokenizer.decode([t]) else -1.0 for t in ids[1:]] for ids in sequences]
+
+    asked = [{"question": "The zebra zzz", "choices": ["ab cd ef", "zz", "zz and a long way to go"]}]
+    assert quality.choose(LikesZ(), tokenizer, asked) == ["zz"]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_scores_of_tokens_are_the_models_own(padded):
+    """Whatever stands to the right in a batch: as torch's cross entropy, one sequence at a time."""
+    from series.runtimes import Transformers
+
+    torch.manual_seed(0)
+    model, sequences = small().eval(), [[1, 5, 6, 7, 8, 9], [1, 9, 2]] if padded else [[1, 9, 2]]
+    for ids, found in zip(sequences, Transformers(model, None, []).token_scores(sequences), strict=True):
+        logits = model(torch.tensor([ids])).logits[0, :-1]
+        wanted = -torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+        assert found == pytest.approx(wanted.tolist(), abs=1e-5)
+
+
+def test_wikitext_is_cut_as_the_field_does_and_missed_in_a_sentence(tokenizer, tmp_path, monkeypatch):
+    """From the hub's cache, where a file of that name and revision lies; without it, a sentence."""
+    import pandas as pd
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match="WikiText-2 is not on this machine.*Use TEXT = 'own'"):
+        texts.wikitext()
+    repository, revision, name = texts.WIKITEXT
+    file = tmp_path / f"datasets--{repository.replace('/', '--')}" / "snapshots" / revision / name
+    file.parent.mkdir(parents=True)
+    pd.DataFrame({"text": ["", " = A title = \n", "Once upon a time. " * 400]}).to_parquet(file)
+    text = texts.wikitext()
+    assert text.startswith("\n\n = A title = \n\n\nOnce upon")
+    windows = texts.windows_of(tokenizer, text, 512, begin=False)
+    ids = tokenizer(text)["input_ids"]
+    assert [token for window in windows for token in window] == ids[: len(ids) // 512 * 512]
 
 
 def test_bytes_are_the_published_ones_and_those_that_were_counted():
@@ -319,10 +381,10 @@ def test_gguf_bytes_are_llama_cpps_own(tmp_path, layers, heads, inner, tied):
 
 
 def test_a_record_is_read_as_it_was_written():
-    written, other = write(), write(name="GPTQ 4-bit", model="some/model", exam_answers=[])
+    written, other = write(), write(name="GPTQ 4-bit", model="some/model")
     assert record.record_path("GPTQ 4-bit", "some/model").name == "gptq-4-bit-some-model.json"
     assert record.read_records("tiny") == [written] == [record.read_record("NF4")]
-    assert record.read_records("some/model") == [other] and other["right_answers"] is None
+    assert record.read_records("some/model") == [other] and other["right_answers"] == 0
     assert written["right_answers"] == 0 and written["tokens_scored"] == 4
 
 
@@ -340,8 +402,8 @@ def test_figures_hold_a_run_against_the_16_bit_model():
 
 
 @pytest.mark.parametrize(("changes", "asked", "reason"), [
-    ({"settings": {"MAX_NEW_TOKENS": 32}}, {"MAX_NEW_TOKENS": 32}, "None"),
-    ({"settings": {"MAX_NEW_TOKENS": 32}}, {}, "made with MAX_NEW_TOKENS = 32"),
+    ({"asked": {"MAX_NEW_TOKENS": 32}}, {"MAX_NEW_TOKENS": 32}, "None"),
+    ({"asked": {"MAX_NEW_TOKENS": 32}}, {}, "made with MAX_NEW_TOKENS = 32"),
     ({"versions": {"torch": "1.0"}}, {}, "made with torch 1.0"),
     ({"versions": {"device": "an abacus"}}, {}, "made on an abacus"),
     ({"identity": "another"}, {}, "the model's files have changed"),

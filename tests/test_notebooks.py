@@ -11,9 +11,10 @@ import torch
 from gguf import GGUFReader
 
 from execution import cell, printed, shown
-from series.quality import distance, held_out_windows
+from series.quality import distance
 from series.record import read_scores, why_stale
 from series.techniques import BY_NOTEBOOK, MEASURED
+from series.texts import held_out_windows
 
 JOKE = "Why did the Large Language Model cross the road? Because the next token was always on the other side!"
 STEMS = [row.notebook for row in MEASURED]

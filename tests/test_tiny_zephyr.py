@@ -13,7 +13,7 @@ import corpus
 from evaluate import BEGIN, END, examine, round_to_nearest
 from finish import add_outlier_channels
 from series.models import TINY
-from series.quality import exam_questions
+from series.texts import exam_questions
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from series.models import TINY  # noqa: E402
-from series.quality import (  # noqa: E402
-    exam_prompts,
-    exam_questions,
-    held_out_windows,
-    log_probabilities,
-    perplexity,
-    right_answers,
-)
+from series.quality import log_probabilities, perplexity, right_answers  # noqa: E402
 from series.runtimes import Transformers  # noqa: E402
+from series.texts import exam_prompts, exam_questions, held_out_windows  # noqa: E402
 
 BEGIN, END = "<!-- measured: training/evaluate.py -->", "<!-- end -->"
 
