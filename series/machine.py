@@ -127,18 +127,24 @@ def multiply_in_32_bits() -> bool:
     """
     import torch
 
-    plain = torch.nn.functional.linear
-    if torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported() or hasattr(plain, "plain"):
-        return hasattr(plain, "plain")
+    places = ((torch.nn.functional, "linear"), (torch, "matmul"))  # looked up there at each call
+    if torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
 
-    def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-        if x.dtype == weight.dtype == torch.bfloat16:
-            more = None if bias is None else bias.float()
-            return plain(x.float(), weight.float(), more).to(torch.bfloat16)
-        return plain(x, weight, bias)
+    def widened(plain: Any) -> Any:
+        def product(a: Any, b: Any, *more: Any, **named: Any) -> Any:
+            if not a.dtype == b.dtype == torch.bfloat16:
+                return plain(a, b, *more, **named)
+            more = [None if m is None else m.float() for m in more]
+            named = {name: None if m is None else m.float() for name, m in named.items()}
+            return plain(a.float(), b.float(), *more, **named).to(torch.bfloat16)
 
-    linear.plain = plain
-    torch.nn.functional.linear = linear
+        product.plain = plain
+        return product
+
+    for module, name in places:
+        if not hasattr(getattr(module, name), "plain"):
+            setattr(module, name, widened(getattr(module, name)))
     return True
 
 

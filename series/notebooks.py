@@ -65,6 +65,10 @@ def _measuring(root: pathlib.Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def made_from(notebook: str) -> str:
-    """A digest of the code that decides a record: the notebook's recipe, and what measures it."""
-    return code_digest(recipe(notebook), *_measuring(ROOT))
+def made_from(notebook: str, model: str = "tiny") -> str:
+    """A digest of what decides a record: the notebook's recipe, what measures it, and for all but `tiny` the texts."""
+    found = code_digest(recipe(notebook), *_measuring(ROOT))
+    if model == "tiny":
+        return found
+    texts = b"".join(file.read_bytes() for file in sorted((ROOT / "texts").glob("*.txt")))
+    return hashlib.sha256(found.encode() + texts).hexdigest()[:16]

@@ -75,7 +75,7 @@ def write_record(windows: list[list[int]], scores: list[Any], **fields: Any) -> 
     questions = exam_questions(fields["model"])
     record = {
         **fields,
-        "made_from": made_from(TECHNIQUES[fields["technique"]].notebook),
+        "made_from": made_from(TECHNIQUES[fields["technique"]].notebook, fields["model"]),
         "tokens_scored": sum(len(ids) - 1 for ids in windows),
         "perplexity": perplexity(windows, scores),
         "right_answers": right_answers(questions, fields["exam_answers"]),
@@ -156,7 +156,7 @@ def why_stale(record: dict[str, Any], parameters: dict[str, Any] | None = None, 
     if record.keys() != FIELDS.keys() | set(DERIVED):
         return "it was written by another version of this series"
     notebook = TECHNIQUES[record["technique"]].notebook
-    if record["made_from"] != made_from(notebook):
+    if record["made_from"] != made_from(notebook, record["model"]):
         return "the notebook's recipe, or what measures it, has changed since"
     if identity and record["identity"] != identity:
         return "the model's files have changed since"

@@ -117,9 +117,10 @@ def windows_of(
     """A text as lists of ``length`` token ids side by side, the first ``count`` of them.
 
     Args:
-        begin: put the beginning-of-sequence id before each, where the tokenizer puts one before a text.
+        begin: put the beginning-of-sequence id before each, where the tokenizer puts one before a text; else it stands
+            before the whole text alone.
     """
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=not begin, verbose=False)["input_ids"]
     # a text alone gets what the tokenizer puts before it: the beginning-of-sequence id, or nothing
     first = tokenizer("a")["input_ids"][:1] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
     if not begin:

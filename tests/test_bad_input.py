@@ -183,6 +183,7 @@ CASES = [
     parameter("03", "MODEL must be a name, a folder or a hub id, but is \\['tiny'\\]", MODEL=["tiny"]),
     parameter("05", "MODEL = '~nobody-of-that-name/x' is no folder here", MODEL="~nobody-of-that-name/x"),
     parameter("05", "MODEL = 'xxxx.* is no folder here", MODEL="x" * 300),
+    parameter("03", "TEXT must be one of 'own', 'wikitext'; it is 'books'", TEXT="books"),
     parameter("03", "DTYPE must be one of 'bfloat16', 'float16', 'float32'; it is 'int8'", DTYPE="int8"),
     parameter("04", "BITS must be one of 2, 3, 4, 8; it is 5", BITS=5),
     parameter("04", "GROUP_SIZE must be one of 32, 64, 128; it is 48", GROUP_SIZE=48),

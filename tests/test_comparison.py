@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from execution import ROOT, cell, printed
@@ -28,25 +29,29 @@ GPTQ = [f"GPTQ {bits}-bit" for bits in comparison.GPTQ]
 
 def test_the_table_of_techniques_gives_the_six_and_the_ladders():
     assert list(comparison.six("tiny")) == SIX and len(MEASURED) == 6
-    assert len(comparison.ladders("tiny")) == 19 and set(GGUF + GPTQ) <= comparison.ladders("tiny").keys()
+    assert len(comparison.ladders("tiny")) == 20 and set(GGUF + GPTQ) <= comparison.ladders("tiny").keys()
     assert list(comparison.ladders("zephyr")) == SIX, "published checkpoints come in one width"
 
 
 def test_the_comparison_takes_what_was_measured_and_says_what_was_not(executed):
     said = printed(cell(executed("07_comparison"), "start"))
-    assert "6 runs measured here, 13 taken from benchmarks/quality-tiny.json" in said
+    assert "6 runs measured here, 14 taken from benchmarks/quality-tiny.json" in said
     table = printed(cell(executed("07_comparison"), "table"))
     assert all(name in table for name in SIX) and "nan" not in table.lower()
 
 
+AGAIN = [*GGUF, "GPTQ 3-bit", "GPTQ 2-bit", "AWQ 4-bit, unrelated text"]  # 'make ladders' measures all
+
+
 @pytest.mark.slow
-def test_all_widths_are_measured_again(executed, artifacts):
-    """The ladders, in a few kernels: each is near what is committed."""
+def test_widths_are_measured_again(executed, artifacts):
+    """The ladders, in a few kernels: each run is near what is committed."""
     executed("06_awq")
-    found, committed = comparison.collect("tiny", True, 64), read_quality()
-    assert found["runs"].keys() == committed["runs"].keys() and not found["committed"]
-    for name, run in found["runs"].items():
-        was = committed["runs"][name]
+    committed, reference = read_quality()["runs"], read_record("16-bit")
+    runs = comparison.ladders("tiny")
+    comparison.make({name: runs[name] for name in AGAIN}, "tiny", 64)
+    for name in AGAIN:
+        run, was = figures(read_record(name), reference), committed[name]
         beyond = was["kl_divergence"] > 0.1  # beyond the cliff, a small change moves much
         rel, points = (0.3, 0.1) if beyond else (0.02, 0.04)
         assert run["predicted_bytes"] == was["predicted_bytes"], name
@@ -54,7 +59,31 @@ def test_all_widths_are_measured_again(executed, artifacts):
         assert run["right_answers"] == pytest.approx(was["right_answers"], abs=points), name
         # bfloat16's noise between processors, and a part of what quantizing did
         assert run["kl_divergence"] == pytest.approx(was["kl_divergence"], rel=0.35, abs=2e-4), name
-    assert max(row["kl_divergence"] for row in found["noise"].values()) < 0.001
+
+
+@pytest.mark.slow
+def test_plain_rounding_and_the_noise_are_measured_again(executed, artifacts):
+    executed("06_awq")
+    comparison.make({"GGUF F16": comparison.ladders("tiny")["GGUF F16"]}, "tiny", 64)
+    committed, found = read_quality(), comparison.controls("tiny")
+    assert found.keys() == committed["controls"].keys() and len(found) == len(comparison.CONTROLS)
+    for name, row in found.items():
+        assert row["kl_divergence"] == pytest.approx(committed["controls"][name]["kl_divergence"], rel=0.1), name
+    assert max(row["kl_divergence"] for row in comparison.noise("tiny").values()) < 0.001
+
+
+def test_plain_rounding_finds_the_nearest_level():
+    """Of each grid, by hand: the symmetric one reaches equally far, the other one from the smallest to the largest."""
+    weights = torch.tensor([[-1.0, 0.1, 0.52, 2.0, 0.0, 1.0, 2.0, 3.0]])
+    found = comparison.rounded(weights, 2, 4, False)  # steps of 1 from -1 to 2, and from 0 to 3
+    assert found.tolist() == [[-1.0, 0.0, 1.0, 2.0, 0.0, 1.0, 2.0, 3.0]]
+    found = comparison.rounded(weights, 2, 4, True)  # steps of 4 / 3 and of 2, of which -2 to 1
+    step = 4 / 3
+    assert found[0].tolist() == pytest.approx([-step, 0, 0, step, 0, 0, 2, 2], abs=1e-6)
+    torch.manual_seed(0)
+    weights = torch.randn(16, 256)
+    errors = [(comparison.rounded(weights, *grid) - weights).square().mean() for grid in comparison.CONTROLS]
+    assert errors[0] > errors[1] > errors[2] and errors[3] > errors[4] > errors[5] > errors[0]
 
 
 # --- what it refuses, on the records that the six have left ---------------------------------
@@ -119,6 +148,7 @@ def test_the_committed_figures_are_whole_and_the_ladders_fall():
     assert found.keys() == comparison.ladders("tiny").keys()
     numbers = ("disk_bytes", "memory_bytes", "perplexity", "kl_divergence", "standard_error", "right_answers")
     assert all(np.isfinite(run[key]) for run in found.values() for key in numbers)
+    assert len(read_quality()["controls"]) == len(comparison.CONTROLS)
     for ladder in (GGUF, GPTQ):
         distances = [found[name]["kl_divergence"] for name in ladder]
         assert distances == sorted(distances)
@@ -127,6 +157,28 @@ def test_the_committed_figures_are_whole_and_the_ladders_fall():
     for few, four in (("GGUF Q2_K", "GGUF Q4_K_M"), ("GPTQ 2-bit", "GPTQ 4-bit")):
         assert found[few]["kl_divergence"] > 5 * found[four]["kl_divergence"]
         assert found[few]["right_answers"] < found[four]["right_answers"] / 2
+
+
+def test_what_07_concludes_from_its_controls_follows_from_them():
+    """Each sentence below its table, with the standard errors of both rows."""
+    found = read_quality()
+    rows = found["runs"] | {name.removeprefix("rounded, "): row for name, row in found["controls"].items()}
+
+    def apart(one, other):  # in standard errors of the difference, as if the two rows were independent
+        errors = (rows[one]["standard_error"] ** 2 + rows[other]["standard_error"] ** 2) ** 0.5
+        return (rows[one]["kl_divergence"] - rows[other]["kl_divergence"]) / errors
+
+    distance = {name: row["kl_divergence"] for name, row in rows.items()}
+    assert abs(apart("GPTQ 4-bit", "4 bits, symmetric, groups of 128")) < 1
+    assert apart("4 bits, zero point, groups of 128", "AWQ 4-bit") > 2
+    gptq, plain = rows["GPTQ 3-bit"], rows["3 bits, symmetric, groups of 128"]
+    assert gptq["right_answers"] > 1.8 * plain["right_answers"]
+    assert abs(apart("GPTQ 3-bit", "3 bits, symmetric, groups of 128")) < 1.5
+    assert 0.6 < distance["3 bits, zero point, groups of 128"] / plain["kl_divergence"] < 0.75
+    for bits in (4, 3):
+        fine, coarse = (distance[f"{bits} bits, zero point, groups of {size}"] for size in (32, 128))
+        assert 0.4 < fine / coarse < 0.6
+    assert rows["4 bits, zero point, groups of 32"]["bits"] - rows["4 bits, zero point, groups of 128"]["bits"] < 0.5
 
 
 def test_the_runtimes_agree_on_the_unquantized_model():

@@ -147,3 +147,31 @@ def test_vllms_build_follows_the_driver(driver, build, why):
 
 if __name__ == "__main__":
     GOLDEN.write_text(preflight_text(), encoding="utf-8")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_processor_without_bfloat16_multiplies_in_32_bits(monkeypatch, known):
+    """The products are exact and added up in 32 bits, and rounded once; with the instructions nothing is touched."""
+    import types
+
+    import torch
+
+    from series.machine import multiply_in_32_bits
+
+    kept = {"linear": torch.nn.functional, "matmul": torch}
+    plain = {name: getattr(getattr(module, name), "plain", getattr(module, name)) for name, module in kept.items()}
+    for name, module in kept.items():
+        monkeypatch.setattr(module, name, plain[name])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace(_is_mkldnn_bf16_supported=lambda: known))
+    assert multiply_in_32_bits() is not known and multiply_in_32_bits() is not known, "also a second time"
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(64, 32, dtype=torch.bfloat16), torch.randn(5, 64, dtype=torch.bfloat16)
+    wanted = (x.double() @ layer.weight.double().T + layer.bias.double()).bfloat16()
+    assert (torch.nn.functional.linear is plain["linear"]) == (torch.matmul is plain["matmul"]) == known
+    if not known:  # of 160 numbers a few lie so close to a midpoint that the last bit of 32 decides
+        assert (layer(x) == wanted).double().mean() > 0.98
+        product = (x.double() @ layer.weight.double().T).bfloat16()
+        assert (torch.matmul(x, layer.weight.T) == product).double().mean() > 0.98
+    whole = x.float(), layer.weight.float()
+    assert torch.equal(torch.nn.functional.linear(*whole), plain["linear"](*whole))
