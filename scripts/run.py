@@ -74,7 +74,11 @@ def run(paths: list[pathlib.Path], model: str) -> None:
 
 
 def refresh(paths: list[pathlib.Path]) -> None:
-    """Execute ``paths`` and write their outputs back, without papermill's and widgets' metadata."""
+    """Execute ``paths`` and write their outputs back, without papermill's and widgets' metadata.
+
+    With the number of threads that the tests have, two notebooks at a time: GPTQ's sums depend on it.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
     for path in paths:
         with tempfile.TemporaryDirectory() as folder:
             print(path.stem, flush=True)

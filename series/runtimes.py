@@ -84,8 +84,12 @@ class LlamaCpp:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def _read(self, sequences: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
-        """Each sequence with its log-probabilities at every place."""
+    def _read(self, sequences: list[list[int]], reuse: bool = False) -> Iterator[tuple[list[int], Any]]:
+        """Each sequence with its log-probabilities at every place.
+
+        Args:
+            reuse: what a sequence has in common with the one before is not read again.
+        """
         from llama_cpp import Llama
 
         # only an instance that was made for it keeps the logits of every position
@@ -93,10 +97,13 @@ class LlamaCpp:
         with quiet():
             scorer = Llama(self.model.model_path, **settings, logits_all=True, verbose=False)
             try:
+                before: list[int] = []
                 for ids in sequences:
-                    scorer.reset()
-                    scorer.eval(ids)
+                    same = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
+                    scorer.n_tokens = min(same, len(ids) - 1) if reuse else 0  # where llama.cpp goes on
+                    scorer.eval(ids[scorer.n_tokens :])
                     yield ids, log_softmax(scorer.scores[: len(ids)])
+                    before = ids
             finally:
                 scorer.close()
 
@@ -105,7 +112,7 @@ class LlamaCpp:
 
     def token_scores(self, sequences: list[list[int]]) -> list[list[float]]:
         return [[float(row[token]) for row, token in zip(rows, ids[1:], strict=False)]
-                for ids, rows in self._read(sequences)]  # fmt: skip
+                for ids, rows in self._read(sequences, reuse=True)]  # fmt: skip
 
     def answer(self, prompt: list[int], longest: int) -> list[int]:
         import llama_cpp

@@ -33,7 +33,7 @@ ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BY_STEM = {path.stem: path for path in ALL}
 NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM)[1:7],),
          "08_original_stack": ("04_gptq", "05_gguf")}  # fmt: skip
-LONGEST_FIRST = ("01", "00", "06", "04", "03", "02", "05", "08", "07")
+FIRST = ("01", "00", "06", "05", "04", "08", "03", "02", "07")  # the longest first, and what they wait for
 WORKERS = 2
 EXTRA = "extra"
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```", re.S)
@@ -164,8 +164,8 @@ def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[
         The notebooks' errors, and the programs' exit statuses and outputs.
     """
     errors, found = {}, {}
-    waiting = sorted(stems, key=lambda stem: LONGEST_FIRST.index(stem[:2]))
-    programs = sorted(copies, key=lambda stem: LONGEST_FIRST.index(stem[:2]))
+    waiting = sorted(stems, key=lambda stem: FIRST.index(stem[:2]))
+    programs = sorted(copies, key=lambda stem: FIRST.index(stem[:2]))
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context, initializer=share_the_cores) as pool:
         running: dict[concurrent.futures.Future, tuple[str, bool]] = {}

@@ -6,7 +6,6 @@ import os
 import pathlib
 
 import pytest
-import torch
 
 import small
 from execute import execute
@@ -14,12 +13,10 @@ from execution import BY_STEM, cell, printed
 from series.record import figures, read_record
 from series.techniques import BY_NOTEBOOK, MEASURED
 
-# A processor without bfloat16 instructions takes seven times as long in it as in 32 bits.
-WIDE = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-SLOW = {} if WIDE else {"DTYPE": "float32"}
+pytestmark = pytest.mark.slow
 PARAMETERS = {
-    "01_baseline": SLOW, "02_sharding": SLOW, "03_nf4": SLOW, "04_gptq": {"CALIBRATION_TEXTS": 4, **SLOW},
-    "05_gguf": {}, "06_awq": {"CALIBRATION_TEXTS": 2},
+    "01_baseline": {}, "02_sharding": {}, "03_nf4": {}, "04_gptq": {"CALIBRATION_TEXTS": 4}, "05_gguf": {},
+    "06_awq": {"CALIBRATION_TEXTS": 2},
 }  # fmt: skip
 LATER = [stem for stem in PARAMETERS if stem != "05_gguf"]
 
@@ -58,7 +55,6 @@ def test_a_real_model_as_gguf(run):
     assert found["perplexity"] < 40
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stem", LATER)
 def test_a_real_model_through_every_notebook(run, stem):
     run("01_baseline")
@@ -72,7 +68,6 @@ def test_a_real_model_through_every_notebook(run, stem):
         assert 0.01 < run_figures["kl_divergence"] < 0.6 and found["right_answers"] > 0.5
 
 
-@pytest.mark.slow
 def test_the_comparison_of_a_real_model(run):
     for row in MEASURED:
         run(row.notebook)

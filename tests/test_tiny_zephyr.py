@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM
 import corpus
 from evaluate import BEGIN, END, examine, round_to_nearest
 from finish import add_outlier_channels
+from series.machine import multiply_in_32_bits
 from series.models import TINY
 from series.texts import exam_questions
 
 
 @pytest.fixture(scope="module")
 def model():
+    multiply_in_32_bits()
     return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
 
 
