@@ -287,7 +287,8 @@ def summary(rows: dict[tuple[str, str], tuple[str, str]]) -> str:
 def say(jobs: list[tuple], rows: dict, out: str | None) -> None:
     """Write the report so far."""
     body = [[stem, what, *rows[stem, what]] for stem, what, _ in jobs if (stem, what) in rows]
-    text = f"{summary(rows)}\n\n" + report.table(["notebook", "sabotage", "caught by", "seconds"], body)
+    missing = f" {len(jobs) - len(rows)} of {len(jobs)} runs are still to be made." if len(rows) < len(jobs) else ""
+    text = f"{summary(rows)}{missing}\n\n" + report.table(["notebook", "sabotage", "caught by", "seconds"], body)
     if out:
         report.write("Sabotaged notebooks, and the tests that see it", "python proofs/mutate.py", text, out, quiet=True)
 

@@ -104,25 +104,30 @@ def test_sharding_gives_equal_tokens(record):
     assert first["answer_ids"] == second["answer_ids"] and first["exam_answers"] == second["exam_answers"]
 
 
-def test_the_checkpoints_say_what_made_them(executed, artifacts):
-    """The settings of the recipes, read from the files that they left."""
-    for stem in STEMS:
-        executed(stem)
+@pytest.mark.parametrize("stem", STEMS[1:])
+def test_the_checkpoint_says_what_made_it(executed, artifacts, stem):
+    """The settings of the recipe, read from the files that it left."""
+    executed(stem)
 
-    def settings(pattern: str) -> dict:
-        (file,) = artifacts.glob(pattern)
-        return json.loads(file.read_text())["quantization_config"]
+    def newest(pattern: str):
+        return max(artifacts.glob(pattern), key=lambda path: path.stat().st_mtime)
 
-    nf4 = settings("nf4-tiny-zephyr-*/*-nf4/config.json")
-    assert nf4["bnb_4bit_quant_type"] == "nf4" and nf4["bnb_4bit_use_double_quant"] and nf4["load_in_4bit"]
-    gptq = settings("gptq-tiny-zephyr-*/*-gptq/config.json")
-    assert gptq["bits"] == 4 and gptq["group_size"] == 128 and gptq["checkpoint_format"] == "gptq_v2"
-    awq = settings("awq-tiny-zephyr-*/*-awq/config.json")
-    assert awq["bits"] == 4 and awq["group_size"] == 128 and awq["zero_point"] and awq["quant_method"] == "awq"
-    shards = list(artifacts.glob("sharding-tiny-zephyr-*/*-shards/*.safetensors"))
-    assert len(shards) > 4 and max(f.stat().st_size for f in shards) < 17_834_496 / 4 + 10_000  # and a header
-    (full,) = artifacts.glob("gguf-tiny-zephyr-*/*BF16.gguf")  # float16 would cut what bfloat16 can hold
-    assert {tensor.tensor_type.name for tensor in GGUFReader(full).tensors} == {"BF16", "F32"}
+    if stem == "02_sharding":
+        shards = list(newest("sharding-tiny-zephyr-*").glob("*-shards/*.safetensors"))
+        assert len(shards) > 4 and max(f.stat().st_size for f in shards) < 17_834_496 / 4 + 10_000  # and a header
+        return
+    if stem == "05_gguf":  # float16 would cut what bfloat16 can hold
+        full = newest("gguf-tiny-zephyr-*/*BF16.gguf")
+        assert {tensor.tensor_type.name for tensor in GGUFReader(full).tensors} == {"BF16", "F32"}
+        return
+    kind = BY_NOTEBOOK[stem].name
+    found = json.loads(newest(f"{kind}-tiny-zephyr-*/*-{kind}/config.json").read_text())["quantization_config"]
+    wanted = {
+        "nf4": {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "load_in_4bit": True},
+        "gptq": {"bits": 4, "group_size": 128, "checkpoint_format": "gptq_v2"},
+        "awq": {"bits": 4, "group_size": 128, "zero_point": True, "quant_method": "awq"},
+    }[kind]
+    assert wanted.items() <= found.items()
 
 
 def test_what_was_made_is_reused_and_nothing_is_left(executed, artifacts):
