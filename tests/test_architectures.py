@@ -13,7 +13,6 @@ from nbclient.exceptions import CellExecutionError
 
 from architectures import SHAPES, make_model
 from series.comparison import in_one_kernel
-from series.machine import this_machine
 from series.notebooks import default_parameters
 from series.record import read_record, read_scores
 from series.techniques import BY_NOTEBOOK, MEASURED
@@ -21,8 +20,6 @@ from series.techniques import BY_NOTEBOOK, MEASURED
 pytestmark = pytest.mark.slow
 STEMS = [row.notebook for row in MEASURED]
 QUICK = {"04_gptq": {"CALIBRATION_TEXTS": 8}, "06_awq": {"CALIBRATION_TEXTS": 4}}
-WIDE = this_machine().has_int4_kernel
-NO_KERNEL = "This processor has no AVX-512"
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +54,6 @@ def refused(stem, folder, sentence):
 def test_every_recipe_takes_every_architecture(stem, models, artifacts):
     """All runs of one model agree with its 16-bit run, far better than with that of another text."""
     kinds = [kind for kind in SHAPES if (kind, stem) != ("phi3", "06_awq")]
-    if stem == "06_awq" and not WIDE:  # then vLLM serves nothing but tiny
-        refused(stem, models("llama"), NO_KERNEL)
-        return
     records = run(stem, *map(models, kinds))
     for kind, record in zip(kinds, records, strict=True):
         assert sum(record["layers"].values()) == 2 * (4 if kind == "phi3" else 7)
@@ -76,7 +70,7 @@ def test_every_recipe_takes_every_architecture(stem, models, artifacts):
 
 
 def test_gptqmodel_has_no_awq_recipe_for_phi3(models, artifacts):
-    refused("06_awq", models("phi3"), "gptqmodel has no AWQ recipe for 'phi3'" if WIDE else NO_KERNEL)
+    refused("06_awq", models("phi3"), "gptqmodel has no AWQ recipe for 'phi3'")
 
 
 def test_the_models_are_as_different_as_they_claim(models):
