@@ -25,6 +25,7 @@ check:
 	$(BIN) -m pytest tests/test_static.py
 
 test: original
+	$(SETUP) small
 	$(BIN) -m pytest tests -m 'not slow'
 
 test-all: original

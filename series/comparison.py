@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from series.artifacts import artifacts_folder, replace_file
 from series.console import device_name, quiet
 from series.fit import fitting_group
 from series.guide import read_quality
+from series.lesson import start
 from series.machine import multiply_in_32_bits, this_machine
 from series.models import find
 from series.quality import choose, distance, perplexity, right_answers
@@ -29,6 +31,7 @@ from series.texts import exam_prompts, exam_questions
 GGUF, GPTQ = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), (8, 4, 3, 2)
 # Every weight rounded to the nearest level of its group: bits, weights in a group, and whether the grid is symmetric.
 CONTROLS = [(bits, size, symmetric) for bits in (4, 3) for size, symmetric in ((128, True), (128, False), (32, False))]
+ZERO_POINT = [(4, 128), (4, 32)]  # GPTQ's bits, and weights in a group
 FREE = """
 import gc
 if "llm" in globals() and hasattr(llm, "llm_engine"):
@@ -195,14 +198,31 @@ def rounded(weight: Any, bits: int, size: int, symmetric: bool) -> Any:
 
 
 def controls(model: str) -> dict[str, dict[str, float]]:
-    """What plain rounding costs, with no method at all: the whole model, with each grid of ``CONTROLS``."""
+    """What the grid gives by itself, and what the method adds: the whole model on each grid of ``CONTROLS``, rounded
+    to nearest with no method at all, and by GPTQ on those of ``ZERO_POINT``, which 04 does not make.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig
 
     multiply_in_32_bits()
     base, found = find(model).fetch(), {}
     ids, reference = read_scores(read_record("16-bit", model))
     windows, tokenizer, questions = ids.tolist(), AutoTokenizer.from_pretrained(base), exam_questions(model)
+
+    def take(name: str, bits: int, size: int, quantized: Any) -> None:
+        runtime = Transformers(quantized, tokenizer, [])
+        scores = runtime.scores(windows)
+        if "choices" in questions[0]:
+            answers = choose(runtime, tokenizer, questions)
+        else:
+            ended = runtime.answers(exam_prompts(tokenizer, questions), 48)
+            answers = [tokenizer.decode(answer, skip_special_tokens=True) for answer in ended]
+        found[name] = {
+            "bits": bits + (16 + bits) / size, **distance([rows[:-1] for rows in scores], reference),
+            "perplexity": perplexity(windows, scores), "right_answers": right_answers(questions, answers),
+        }  # fmt: skip
+        print(name, flush=True)
+
     for bits, wanted, symmetric in CONTROLS:
         with quiet(), torch.no_grad():
             plain = AutoModelForCausalLM.from_pretrained(base, dtype=this_machine().dtype, device_map="auto")
@@ -210,19 +230,20 @@ def controls(model: str) -> dict[str, dict[str, float]]:
             for name in block_linears(plain.config):
                 layer = plain.get_submodule(name)
                 layer.weight.copy_(rounded(layer.weight, bits, size, symmetric))
-            runtime = Transformers(plain, tokenizer, [])
-            scores = runtime.scores(windows)
-            if "choices" in questions[0]:
-                answers = choose(runtime, tokenizer, questions)
-            else:
-                ended = runtime.answers(exam_prompts(tokenizer, questions), 48)
-                answers = [tokenizer.decode(answer, skip_special_tokens=True) for answer in ended]
         grid = "symmetric" if symmetric else "zero point"
-        found[f"rounded, {bits} bits, {grid}, groups of {size}"] = {
-            "bits": bits + (16 + bits) / size, **distance([rows[:-1] for rows in scores], reference),
-            "perplexity": perplexity(windows, scores), "right_answers": right_answers(questions, answers),
-        }  # fmt: skip
-        print(f"rounded to {bits} bits in groups of {size}, {grid}", flush=True)
+        take(f"rounded, {bits} bits, {grid}, groups of {size}", bits, size, plain)
+    for bits, wanted in ZERO_POINT:
+        given = notebooks.default_parameters("04_gptq") | {"MODEL": model, "BITS": bits, "GROUP_SIZE": wanted}
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            lesson = start("gptq", given)
+            size, common = given["GROUP_SIZE"], dict(dtype=given["DTYPE"], device_map="auto")
+            config = GPTQConfig(bits=bits, group_size=size, sym=False, dataset=lesson.texts, tokenizer=tokenizer,
+                                batch_size=1)  # fmt: skip
+            made = AutoModelForCausalLM.from_pretrained(lesson.path, quantization_config=config, **common)
+            made.save_pretrained(folder)
+            lesson.close()
+            made = AutoModelForCausalLM.from_pretrained(folder, **common)
+        take(f"GPTQ, {bits} bits, zero point, groups of {size}", bits, size, made)
     return found
 
 

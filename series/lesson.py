@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,17 +21,17 @@ from typing import Any
 
 from helpers.prompt import render_prompt
 from helpers.sizes import block_linears, model_weights, weight_bytes
-from series import answers
+from series import answers, gate
 from series import fit as fits
-from series.artifacts import ROOT, artifacts_folder, disk_bytes, hold, key_of, require_disk, seal
+from series.artifacts import ROOT, SEAL, artifacts_folder, disk_bytes, hold, key_of, require_disk, seal
 from series.console import quiet, versions_of
 from series.converter import llama_cpp_converter
 from series.guide import read_quality
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, multiply_in_32_bits, this_machine
 from series.models import MODELS, SMALL, Checkpoint, find, first_block, prepare, published
 from series.notebooks import default_parameters
-from series.quality import choose
-from series.record import figures, read_record, table, write_record
+from series.quality import choose, distance, unread
+from series.record import figures, read_record, read_scores, table, write_record
 from series.runtimes import runtime_of
 from series.techniques import TECHNIQUES, Technique, check_parameters
 from series.texts import (
@@ -78,7 +79,7 @@ class Lesson:
         print(", ".join(f"{name} {version}" for name, version in self.versions.items() if name != "device"))
         self.machine = this_machine()
         print(f"{self.versions['device']}: {self.machine}")
-        self.config = self._config()
+        self.config = gate.require(self.base, weights=theirs is None)
         self.linears = block_linears(self.config)
         self._decide()
         self._require()
@@ -134,12 +135,6 @@ class Lesson:
             with contextlib.suppress(ImportError):
                 importlib.import_module("logbar").LogBar.shared().setLevel("ERROR")
 
-    def _config(self) -> Any:
-        from transformers import AutoConfig
-
-        small = self.base if self.base.is_local else Checkpoint(self.base.source, self.base.revision, (*SMALL,))
-        return AutoConfig.from_pretrained(small.fetch())
-
     def _set(self, name: str, value: Any, why: str) -> None:
         """Change one of the notebook's parameters, where this machine or this model forces it, and say so."""
         if name in self._namespace and self._namespace[name] != value:
@@ -188,11 +183,18 @@ class Lesson:
             raise ValueError(f"GPUS = {gpus}, and this machine has {len(self.machine.gpus)}; without a GPU it stays 1.")
         if self.published:
             return
-        known = importlib.import_module("gptqmodel.models.auto").MODEL_MAP.get(self.config.model_type)
+        kind = self.config.model_type
+        known = importlib.import_module("gptqmodel.models.auto").MODEL_MAP.get(kind)
         if "layernorm" not in str(getattr(known, "module_tree", "")):  # the norms that the scales are folded into
-            raise ValueError(
-                f"gptqmodel has no AWQ recipe for {self.config.model_type!r}; 03, 04 and 05 take this model."
-            )
+            raise ValueError(f"gptqmodel has no AWQ recipe for {kind!r}; 03, 04 and 05 take this model.")
+        feeds = gate.norms_that_feed(self.config)
+        folds = {"self_attn.q_proj": "input_layernorm", "mlp.gate_proj": "post_attention_layernorm"}
+        for layer, norm in folds.items():
+            if feeds.get(layer, norm) != norm:
+                raise ValueError(
+                    f"gptqmodel's AWQ folds its scales into {norm}, and in {kind!r} what {layer} reads comes from "
+                    f"{feeds[layer] or 'no norm'}: another function would come out. 03, 04 and 05 take this model."
+                )
         if any(size % 64 for size in odd):
             wrong = sorted(size for size in odd if size % 64)
             raise ValueError(f"gptqmodel's AWQ wants layers with a multiple of 64 outputs, and here some have {wrong}.")
@@ -324,6 +326,7 @@ class Lesson:
         prompt = tokenizer.encode(render_prompt(tokenizer), add_special_tokens=False)
         self._same_prompt(model, prompt)
         scores = runtime.scores(windows)
+        self._require_close(windows, scores, tokenizer)
         if "choices" in questions[0]:
             answers = choose(runtime, tokenizer, questions)
         else:
@@ -346,6 +349,37 @@ class Lesson:
         if self.row.makes and not self.published:
             seal(self.folder)
         return self._table(record)
+
+    def _require_close(self, windows: list[list[int]], scores: list[Any], tokenizer: Any) -> None:
+        """Do not keep what was made, nor record it, where it tells less of the text than a model that reads nothing.
+
+        Held against the 16-bit run where there is one; else the 16-bit model is loaded for two windows, if it fits.
+        """
+        if self.published or self.row.name == "baseline":
+            return
+        reference = None
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found = read_record("16-bit", self.model)
+            ids, log_p = read_scores(found)
+            reference = log_p if found["identity"] == self.base.identity and ids.tolist() == windows else None
+        if reference is None and fits.fit_on(this_machine(), self.config, "16-bit").fits:
+            kind, dtype = importlib.import_module("transformers").AutoModelForCausalLM, self.machine.dtype
+            with quiet():
+                plain = kind.from_pretrained(self.path, dtype=dtype, device_map="auto")
+                reference = [rows[:-1] for rows in runtime_of(plain, tokenizer, self.linears).scores(windows[:2])]
+        if reference is None:
+            return print("not held against the 16-bit model, which does not fit beside it")
+        pairs = [(rows[: len(p)], p) for rows, p in zip(scores, reference, strict=False)]
+        far, most = distance(*zip(*pairs, strict=True))["kl_divergence"], unread(reference)
+        if not far < most:
+            if self.row.makes:
+                shutil.rmtree(self.made) if self.made.is_dir() else self.made.unlink()
+                (self.folder / SEAL).unlink(missing_ok=True)
+            raise RuntimeError(
+                f"What {self.row.notebook} has made is not this model any more: it is {far:.2f} nats (KL divergence) "
+                f"from the 16-bit one, and guessing without reading the text is {most:.2f}. It was not kept. More bits "
+                "or another technique may serve; if neither does, the library does not know how this model is built."
+            )
 
     def _wikitext(self, runtime: Any, tokenizer: Any) -> float:
         """Perplexity on WikiText-2, with a line of progress now and then."""

@@ -116,26 +116,49 @@ def require_model_folder(folder: pathlib.Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"The folder {str(folder)!r} holds no model: config.json is missing.")
-    refuse_code(folder, str(folder))
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"The folder {str(folder)!r} has no *.safetensors file. This series loads safetensors only: "
-            "pickled weights can run code when they are opened."
-        )
-    for index in folder.glob("*.safetensors.index.json"):
-        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
-            if pathlib.PurePath(name).name != name or "\\" in name:
-                raise ValueError(f"{index} names {name!r}, which leads out of its folder. Do not use this model.")
-            if not (folder / name).is_file():
-                raise ValueError(f"{index} names {name}, and there is no such file. Fetch the model again.")
+    read_json(config)
     from safetensors import SafetensorError, safe_open
 
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="np"):  # reads the header, and holds it against the file's length
                 pass
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}. Fetch the model again.") from None
+
+
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that transformers would read the weights from.
+
+    Raises:
+        ValueError: there are none, but others in their place; or the index names what is not there.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        for name in names:
+            if pathlib.PurePath(name).name != name or "\\" in name:
+                raise ValueError(f"{index} names {name!r}, which leads out of its folder. Do not use this model.")
+            if not (folder / name).is_file():
+                raise ValueError(f"{index} names {name}, and there is no such file. Fetch the model again.")
+        return [folder / name for name in names]
+    others, where = sorted(file.name for file in folder.glob("*.safetensors")), f"The folder {str(folder)!r}"
+    if any(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in others):
+        raise ValueError(f"{where} has shards, and no model.safetensors.index.json to say what each holds. Fetch it.")
+    if "adapter_model.safetensors" in others:
+        raise ValueError(f"{where} holds an adapter and no whole model. Merge it (PEFT's merge_and_unload), save that.")
+    if others:
+        raise ValueError(
+            f"{where} has {', '.join(others[:3])}, and transformers reads model.safetensors. Rename the one you mean."
+        )
+    if any(folder.glob("*.gguf")):
+        raise ValueError(f"{where} holds a GGUF file, which is quantized. MODEL takes what it was made from.")
+    raise ValueError(
+        f"{where} has no *.safetensors file. This series loads safetensors only: pickled weights can run code when "
+        "they are opened."
+    )
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -148,45 +171,31 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def refuse_code(folder: pathlib.Path, source: str) -> None:
-    """A checkpoint may name Python files of its own, which transformers would ask to run."""
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        if file.is_file() and (code := read_json(file).get("auto_map")):
-            named = ", ".join(map(str, code.values() if isinstance(code, dict) else [code]))
-            raise ValueError(
-                f"{source} brings code of its own ({named}). This series runs no code out of a checkpoint: "
-                "choose a model that transformers knows itself."
-            )
-
-
 def on_hub(checkpoint: Checkpoint) -> Checkpoint:
     """With its commit and the bytes to fetch; fails within seconds, in one sentence, when it cannot be had."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     wanted = dict(repo_id=checkpoint.source, allow_patterns=[*checkpoint.patterns])
-    here = None
+    here, nowhere = None, f"neither a folder in {pathlib.Path.cwd()} nor in the hub's cache here"
     with contextlib.suppress(Exception):
         here = pathlib.Path(snapshot_download(revision=checkpoint.revision, local_files_only=True, **wanted))
     if here is not None and is_whole(here, checkpoint):
-        refuse_code(here, checkpoint.source)
         return replace(checkpoint, revision=here.name)
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
-        raise ConnectionError(f"{checkpoint.source} is not on this machine, and HF_HUB_OFFLINE is set. {ADVICE}")
+        raise ConnectionError(f"{checkpoint.source} is {nowhere}, and HF_HUB_OFFLINE is set. {ADVICE}")
     try:
         commit = HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5).sha
         files = snapshot_download(revision=commit, dry_run=True, **wanted)
-        folder = pathlib.Path(snapshot_download(checkpoint.source, revision=commit, allow_patterns=SMALL))
+        snapshot_download(checkpoint.source, revision=commit, allow_patterns=SMALL)
     except GatedRepoError:
         raise ConnectionError(f"{checkpoint.source} asks for a login: accept its terms on the hub first.") from None
     except RepositoryNotFoundError:
         raise ValueError(f"The hub knows no model {checkpoint.source!r}. Check the spelling in MODEL.") from None
     except Exception as error:
         raise ConnectionError(
-            f"{checkpoint.source} is not on this machine, and the hub cannot be reached "
-            f"({type(error).__name__}). {ADVICE}"
+            f"{checkpoint.source} is {nowhere}, and the hub cannot be reached ({type(error).__name__}). {ADVICE}"
         ) from None
-    refuse_code(folder, checkpoint.source)
     heavy = set(checkpoint.patterns) - set(SMALL)
     if heavy and not any(pathlib.PurePath(f.filename).match(pattern) for f in files for pattern in heavy):
         raise ValueError(
@@ -225,10 +234,11 @@ def prepare(source: pathlib.Path, target: pathlib.Path) -> list[str]:
     target.mkdir(exist_ok=True)
     for old in target.iterdir():
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    weights = {*weight_files(source)} if any(source.glob("*.safetensors")) else set()  # none for a published checkpoint
     for file in source.iterdir():
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".model", ".jinja", ".txt"):
+        if file.is_file() and file.suffix in (".json", ".model", ".jinja", ".txt") or file in weights:
             (target / file.name).symlink_to(file.resolve())
-    return [*_greedy(target), *_template(target)]
+    return [*_without_code(target), *_greedy(target), *_template(target)]
 
 
 def _rewrite(file: pathlib.Path, content: dict[str, Any]) -> None:
@@ -236,12 +246,23 @@ def _rewrite(file: pathlib.Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
+def _without_code(folder: pathlib.Path) -> list[str]:
+    """No library is to find the names of Python files; transformers knows the type itself, or the gate said no."""
+    found = False
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        settings = read_json(file) if file.exists() else {}
+        if settings.pop("auto_map", None):
+            found = True
+            _rewrite(file, settings)
+    return ["this model brings code of its own, which is left out: transformers knows its type"] if found else []
+
+
 def _greedy(folder: pathlib.Path) -> list[str]:
     file = folder / "generation_config.json"
     if not file.exists():
         return []
     settings = read_json(file)
-    neutral = ("_from_model_config", "transformers_version")
+    neutral = ("_from_model_config", "transformers_version", "use_cache", "cache_implementation")
     kept = {name: value for name, value in settings.items() if name.endswith("_token_id") or name in neutral}
     dropped = ", ".join(sorted(name for name in settings.keys() - kept.keys() if settings[name] not in (None, False)))
     if not dropped:

@@ -89,3 +89,18 @@ def distance(log_q: Any, log_p: Any) -> dict[str, float]:
         "standard_error": float(means[:, 0].std(ddof=1) / np.sqrt(len(means))),
         "same_top_token": float(means[:, 1].mean()),
     }
+
+
+def unread(log_p: Any) -> float:
+    """The mean KL divergence, in nats, of guessing the same at every place, as often as each token comes on average.
+
+    A model further from p than this tells less of the text than one that does not read it.
+
+    Args:
+        log_p: log-probabilities, [windows, positions, vocabulary].
+    """
+    import numpy as np
+
+    rows = [np.exp(np.float32(window)) for window in log_p]
+    mean = np.log(np.mean([row.mean(0) for row in rows], axis=0) + 1e-12)
+    return float(np.mean([(p * (np.log(p + 1e-12) - mean)).sum(-1).mean() for p in rows]))

@@ -32,7 +32,16 @@ SHAPES: dict[str, dict[str, Any]] = {
                   tie_word_embeddings=True),
     "gemma": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=1, head_dim=64),
     "phi3": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=4),
+    "qwen3": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+                  tie_word_embeddings=True),
+    "olmo2": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2),
+    "gemma2": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+                   sliding_window=64),
+    "gemma3_text": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
+                        head_dim=64, sliding_window=64, num_hidden_layers=7),
 }  # fmt: skip
+BYTE_LEVEL, NO_SYSTEM = ("qwen2", "qwen3", "olmo2"), ("gemma", "gemma2", "gemma3_text")
+TEMPLATE = {"qwen3": "qwen2", "olmo2": "qwen2", "gemma2": "gemma", "gemma3_text": "gemma"}  # in whose manner
 
 
 def byte_level_tokenizer() -> Any:
@@ -63,19 +72,19 @@ def make_model(kind: str, folder: pathlib.Path, template: bool = True, **changed
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder.mkdir(parents=True)
-    if kind == "qwen2":
+    if kind in BYTE_LEVEL:
         tokenizer = byte_level_tokenizer()
     else:
         for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
             shutil.copy(ROOT / "models" / "tiny-zephyr" / file, folder)
-        if kind == "gemma":  # whose tokenizer puts no space before the text, and llama.cpp knows that
+        if kind in NO_SYSTEM:  # whose tokenizer puts no space before the text, and llama.cpp knows that
             file = folder / "tokenizer.json"
             content = json.loads(file.read_text(encoding="utf-8"))
             parts = content["normalizer"]["normalizers"]
             content["normalizer"]["normalizers"] = [part for part in parts if part["type"] != "Prepend"]
             file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATES[kind] if template else None
+    tokenizer.chat_template = TEMPLATES[TEMPLATE.get(kind, kind)] if template else None
     settings = dict(
         num_hidden_layers=2, vocab_size=len(tokenizer), max_position_embeddings=1024, dtype="bfloat16",
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 import execution  # also puts the repository's folders on sys.path
+import small
 from execution import ALL, ROOT
 
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hub-")
@@ -41,6 +42,7 @@ def results(request, artifacts, tmp_path_factory) -> tuple[pathlib.Path, dict[st
     wanted = {name for item in request.session.items for name in item.fixturenames}
     copies = [row.notebook for row in MEASURED] if "copied" in wanted and not ONLY else []
     stems = [path.stem for path in ALL if not ONLY or path.stem == ONLY] if "executions" in wanted else []
+    stems += [execution.SMALL] if "small_gguf" in wanted and not ONLY else []
     if "series-2023" not in kernels() and "08_original_stack" in stems:
         say = pytest.fail if os.environ.get("CI") else pytest.skip
         if ONLY == "08_original_stack" or os.environ.get("CI"):
@@ -58,6 +60,14 @@ def executions(results) -> tuple[pathlib.Path, dict[str, str]]:
 def copied(results):
     """``copied(stem)``: exit status, standard output and error of the recipe, run as a program."""
     return results[2].__getitem__
+
+
+@pytest.fixture(scope="session")
+def small_gguf(executed):
+    """05_gguf, executed with the real model of 135 million parameters."""
+    if small.weights() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("the weights are missing: type 'make test'")
+    return executed(execution.SMALL)
 
 
 def kernels() -> dict[str, str]:

@@ -22,6 +22,7 @@ import nbformat
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "training")]
 
+import small  # noqa: E402
 from execute import execute  # noqa: E402
 from series import notebooks  # noqa: E402
 from series.converter import llama_cpp_converter  # noqa: E402
@@ -35,6 +36,7 @@ NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM
          "08_original_stack": ("04_gptq", "05_gguf")}  # fmt: skip
 FIRST = ("01", "00", "06", "05", "04", "08", "03", "02", "07")  # the longest first, and what they wait for
 WORKERS = 2
+SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
 EXTRA = "extra"
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```", re.S)
 
@@ -102,10 +104,15 @@ def with_extras(notebook) -> nbformat.NotebookNode:
 
 def run(stem: str, folder: str) -> str:
     """Execute one notebook in this process; return an error's text, or ''."""
+    target, (stem, _, model) = pathlib.Path(folder) / f"{stem}.ipynb", stem.partition("@")
     notebook = nbformat.read(BY_STEM[stem], as_version=4)
     notebook["stem"] = stem
     try:
-        execute(with_extras(notebook), pathlib.Path(folder) / f"{stem}.ipynb", timeout=1800)
+        if model:
+            small.put_into_cache(pathlib.Path(os.environ["HF_HOME"]) / "hub")
+            execute(BY_STEM[stem], target, {"MODEL": model}, timeout=1800)
+        else:
+            execute(with_extras(notebook), target, timeout=1800)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -171,7 +178,7 @@ def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[
         running: dict[concurrent.futures.Future, tuple[str, bool]] = {}
         while waiting or programs or running:
             for stem in list(waiting):
-                needs = [n for n in NEEDS.get(stem, ("01_baseline",)) if n in stems]
+                needs = [n for n in NEEDS.get(stem, ("01_baseline",) if stem in BY_STEM else ()) if n in stems]
                 if len(running) < WORKERS and all(need in errors for need in needs):
                     waiting.remove(stem)
                     running[pool.submit(run, stem, str(folder))] = stem, False

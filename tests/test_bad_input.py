@@ -1,5 +1,8 @@
 """Wrong input, in one table: what is given, and the sentence that the reader gets, soon and with nothing lost."""
 
+import atexit
+import functools
+import http.server
 import json
 import os
 import pathlib
@@ -7,6 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -19,10 +24,11 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import helpers  # noqa: E402
-from series import artifacts, start  # noqa: E402
+from architectures import make_model  # noqa: E402
+from series import artifacts, gate, start  # noqa: E402
 from series.models import TINY, find, prepare  # noqa: E402
 from series.notebooks import default_parameters  # noqa: E402
 from series.quality import log_probabilities  # noqa: E402
@@ -102,6 +108,98 @@ def model(given: str, sentence: str, spoil: Give) -> Case:
     return Case("template" if "template" in given else "model", given, give, sentence)
 
 
+@functools.cache
+def small_model(kind: str) -> pathlib.Path:
+    """A whole model of two blocks with random weights, made once."""
+    folder = tempfile.mkdtemp(prefix="models-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make_model(kind, pathlib.Path(folder) / "model")
+
+
+def whole(given: str, sentence: str, spoil: Give, kind: str = "llama") -> Case:
+    """A model as people bring it, odd in one way: no file is damaged, and it is not what it should be."""
+
+    def give(folder: pathlib.Path) -> None:
+        shutil.copytree(small_model(kind), folder, dirs_exist_ok=True)
+        gate.require(find(str(folder)))  # sound so far
+        spoil(folder)
+        gate.require(find(str(folder)))
+
+    return Case("gate", given, give, sentence, seconds=20)  # the first one makes the model, and imports torch
+
+
+def weights(how: Callable[[dict], dict]) -> Give:
+    def give(folder: pathlib.Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        save_file(how(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
+
+    return give
+
+
+def renamed(prefix: str) -> Give:
+    return weights(lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
+
+
+def without(part: str) -> Give:
+    return weights(lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name})
+
+
+def packed(tensors: dict) -> dict:
+    import torch
+
+    return {name: tensor.view(torch.uint8) for name, tensor in tensors.items()}
+
+
+def config(**values: object) -> Give:
+    return change(CONFIG, entries(**values))
+
+
+def quantized(method: str) -> Give:
+    return config(quantization_config={"quant_method": method})
+
+
+def rename(name: str) -> Give:
+    return lambda folder: (folder / WEIGHTS).rename(folder / name)
+
+
+def more_tokens(folder: pathlib.Path) -> None:
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(folder)
+    found.add_tokens(["<|new|>"])
+    found.save_pretrained(folder)
+
+
+def gated(folder: pathlib.Path) -> None:
+    """A repository with a public listing, whose files answer 401, as a hub's do before its terms are accepted."""
+    listing = json.dumps({"id": "some/model", "sha": "0" * 40, "siblings": [{"rfilename": "config.json"}]}).encode()
+    tree = json.dumps([{"type": "file", "path": "config.json", "size": 9, "oid": "0" * 40}]).encode()
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_file = "/resolve/" in self.path
+            body = b"" if is_file else tree if "/tree/" in self.path else listing
+            self.send_response(401 if is_file else 200)
+            self.send_header("X-Error-Code", "GatedRepo" if is_file else "")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = "from series.models import find\ntry: find('some/model')\nexcept ConnectionError as error: print(error)"
+    env = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+    server.shutdown()
+    raise ConnectionError(done.stdout.strip() or done.stderr)
+
+
 @mock.patch.dict(os.environ, HF_HUB_OFFLINE="0")
 @mock.patch.multiple("huggingface_hub.constants", HF_HUB_OFFLINE=False, ENDPOINT="http://127.0.0.1:9")
 def no_network(folder: pathlib.Path) -> None:
@@ -173,6 +271,8 @@ def command(given: str, sentence: str, *arguments: str) -> Case:
 
 HI = {"role": "user", "content": "Hi"}
 CONFIG, TOKENIZER, INDEX = "config.json", "tokenizer_config.json", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+CODE = {"AutoModel": "a.B"}
 CLASSES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 CASES = [
     parameter("01", "MAX_NEW_TOKENS must be a whole number from 1 to 4,096; it is 0", MAX_NEW_TOKENS=0),
@@ -207,13 +307,38 @@ CASES = [
     prompt("a number added to a text", "does not take this conversation", [HI], "{{ messages[0]['content'] + 1 }}"),
     model("a model's template", "for what no template", change(TOKENIZER, entries(chat_template=CLASSES))),
     Case("model", "a folder that is missing", lambda folder: find("./nowhere"), r"no folder .*\(looked for in"),
-    Case("model", "a hub id, and no network", no_network, "hub cannot be reached .*Use MODEL", ConnectionError, 20),
+    Case("model", "a hub id, and no network", no_network, "neither a folder in .*hub cannot be reached .*Use MODEL",
+         ConnectionError, 20),
+    Case("hub", "a login is needed", gated, "some/model asks for a login: accept its terms", ConnectionError, 20),
     Case("model", "a file", lambda folder: find(str(TINY / "model.safetensors")), "is a file. MODEL takes the folder"),
     Case("model", "an empty folder", lambda folder: find(str(folder)), "config.json is missing"),
     model("a cut config.json", "config.json is damaged", change(CONFIG, lambda content: content[:40])),
     model("pickled weights", "pickled weights can run code", lambda f: [p.unlink() for p in f.glob("*.safetensors*")]),
-    model("code of its own", r"brings code of its own \(a.B\)", change(CONFIG, entries(auto_map={"AutoModel": "a.B"}))),
-    model("a tokenizer with code", "code of its own", change(TOKENIZER, entries(auto_map={"AutoTokenizer": ["a.B"]}))),
+    whole("code of its own", r"brings code of its own \(a.B\)", config(model_type="own", auto_map=CODE)),
+    whole("an unknown type", "'own' in config.json, which transformers .* does not", config(model_type="own")),
+    whole("an encoder and decoder", "type 't5', which is no causal", config(model_type="t5")),
+    whole("one that reads pictures", r"more than text \(vision_config\)", config(vision_config={"a": 1})),
+    whole("NF4 already", "is already quantized \\(bitsandbytes\\).* 'load' of 03_nf4", quantized("bitsandbytes")),
+    whole("GPTQ already", "is already quantized \\(gptq\\).* 'load' of 04_gptq", quantized("gptq")),
+    whole("AWQ already", "is already quantized \\(awq\\).* 'load' of 06_awq", quantized("awq")),
+    whole("FP8 already", "is already quantized \\(fp8\\). MODEL takes", quantized("fp8")),
+    whole("packed weights, and no word of it", "stored as U8", weights(packed)),
+    whole("other blocks than Llama's", "those of 'gpt2' are not", config(model_type="gpt2")),
+    whole("heads that do not divide", "cannot build .* from its config.json", config(num_attention_heads=7)),
+    whole("no head", "lack 1 of the tensors of a LlamaForCausalLM, such as 'lm_head.weight'", without("lm_head")),
+    whole("a tensor missing", "lack 1 of the tensors .*layers.1.mlp.up_proj", without("layers.1.mlp.up_proj")),
+    whole("a compiled model's names", "begin with '_orig_mod.'.*the model that was compiled", renamed("_orig_mod.")),
+    whole("an adapter's names", "begin with 'base_model.model.'.*merge_and_unload", renamed("base_model.model.")),
+    whole("names of its own", "lack 21 of .*There are others instead, such as 'x", renamed("x")),
+    whole("a block too many", "hold 9 tensors that .* has no place for", config(num_hidden_layers=1)),
+    whole("another width", "have other shapes than config.json says", config(intermediate_size=384)),
+    whole("no tokenizer", "has no tokenizer", lambda f: [p.unlink() for p in f.glob("tokenizer*")]),
+    whole("a tokenizer that is cut", "cannot load the tokenizer", change("tokenizer.json", lambda c: c[:900])),
+    whole("a token without a row", "has 2,049 tokens, and the embedding 2,048 rows", more_tokens),
+    whole("a variant", "has model.fp16.safetensors, and transformers reads model", rename("model.fp16.safetensors")),
+    whole("an adapter", "holds an adapter and no whole model", rename("adapter_model.safetensors")),
+    whole("shards without an index", "has shards, and no model.safetensors.index", rename("model-1-of-2.safetensors")),
+    whole("a GGUF file", "holds a GGUF file, which is quantized", rename("model.gguf")),
     model("a climbing index", "out of its folder", change(INDEX, entries(weight_map={"a": "../b.safetensors"}))),
     model("a missing shard", "names model-2.safetensors, and", lambda f: (f / "model-2.safetensors").unlink()),
     model("a shard cut off", "-1.safetensors is damaged: .*Fetch", change("model-1.safetensors", lambda c: c[:3000])),

@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-
 import pytest
 
-import small
 from execute import execute
 from execution import BY_STEM, cell, printed
+from series.notebooks import default_parameters
 from series.record import figures, read_record
 from series.techniques import BY_NOTEBOOK, MEASURED
 
-pytestmark = pytest.mark.slow
+# GPTQ and AWQ look at a few documents only: their work is the same, and takes a fraction of the time.
 PARAMETERS = {
-    "01_baseline": {}, "02_sharding": {}, "03_nf4": {}, "04_gptq": {"CALIBRATION_TEXTS": 4}, "05_gguf": {},
+    "01_baseline": {}, "02_sharding": {}, "03_nf4": {}, "04_gptq": {"CALIBRATION_TEXTS": 4},
     "06_awq": {"CALIBRATION_TEXTS": 2},
 }  # fmt: skip
-LATER = [stem for stem in PARAMETERS if stem != "05_gguf"]
-
-
-@pytest.fixture(scope="module")
-def run(artifacts, tmp_path_factory):
-    """``run(stem)`` is the executed notebook with MODEL = 'small'."""
-    if small.weights() is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("the weights are missing: type 'make test'")
-    small.put_into_cache(pathlib.Path(os.environ["HF_HOME"]) / "hub")
-    folder, done = tmp_path_factory.mktemp("small"), {}
-
-    def get(stem, **parameters):
-        if stem not in done:
-            given = {"MODEL": "small"} | PARAMETERS.get(stem, {}) | parameters
-            done[stem] = execute(BY_STEM[stem], folder / f"{stem}.ipynb", given, timeout=3600)
-        return done[stem]
-
-    return get
 
 
 def record(stem):
-    from series.notebooks import default_parameters
-
-    return read_record(BY_NOTEBOOK[stem].record_name(default_parameters(stem) | PARAMETERS[stem]), "small")
+    return read_record(BY_NOTEBOOK[stem].record_name(default_parameters(stem)), "small")
 
 
-def test_a_real_model_as_gguf(run):
+def test_a_real_model_as_gguf(small_gguf):
     """Its rows of 576 weights hold no super-block, so that llama.cpp takes Q5_0 for most; and it passes the exam."""
-    said = printed(cell(run("05_gguf"), "types"))
+    said = printed(cell(small_gguf, "types"))
     assert "Q5_0" in said and "Q4_K" in said
     found = record("05_gguf")
     assert found["revision"].startswith("12fd25f") and found["layers"] == {"quantized": 210, "in 16 bits": 0}
@@ -55,7 +32,22 @@ def test_a_real_model_as_gguf(run):
     assert found["perplexity"] < 40
 
 
-@pytest.mark.parametrize("stem", LATER)
+@pytest.fixture(scope="module")
+def run(small_gguf, artifacts, tmp_path_factory):
+    """``run(stem)`` is the executed notebook with MODEL = 'small'."""
+    folder, done = tmp_path_factory.mktemp("small"), {"05_gguf": small_gguf}
+
+    def get(stem):
+        if stem not in done:
+            given = {"MODEL": "small"} | PARAMETERS.get(stem, {})
+            done[stem] = execute(BY_STEM[stem], folder / f"{stem}.ipynb", given, timeout=3600)
+        return done[stem]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", PARAMETERS)
 def test_a_real_model_through_every_notebook(run, stem):
     run("01_baseline")
     run(stem)
@@ -68,6 +60,7 @@ def test_a_real_model_through_every_notebook(run, stem):
         assert 0.01 < run_figures["kl_divergence"] < 0.6 and found["right_answers"] > 0.5
 
 
+@pytest.mark.slow
 def test_the_comparison_of_a_real_model(run):
     for row in MEASURED:
         run(row.notebook)

@@ -140,7 +140,7 @@ def test_every_package_says_which_notebooks_need_it():
         "jupyterlab", "pytest", "ruff"
     } == pins().keys()  # fmt: skip
     assert "bitsandbytes" in needs["03_nf4"] and "gptqmodel" not in needs["03_nf4"]
-    assert "llama-cpp-python" in needs["05_gguf"] and "accelerate" not in needs["05_gguf"]
+    assert "llama-cpp-python" in needs["05_gguf"] and "optimum" not in needs["05_gguf"]
     for needed in needs.values():
         assert needed["transformers"] == (f"transformers=={pins()['transformers']}", False)
         assert needed["torch"][1], "Colab's own torch does"

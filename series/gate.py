@@ -1,0 +1,219 @@
+"""One gate before a model is loaded or fetched: its configuration, its tokenizer, and the headers of its weights.
+
+What transformers would make up at random, leave out, or read as something else is told here, in one sentence.
+"""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+import re
+from typing import Any
+
+from helpers.sizes import block_linears, model_weights
+from series.console import quiet
+from series.models import SMALL, Checkpoint, read_json, weight_files
+
+MAKES = {"bitsandbytes": "03_nf4", "gptq": "04_gptq", "awq": "06_awq"}  # who loads what is already quantized
+PLAIN = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
+# What a file of one of these names holds, transformers can read as a tokenizer.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+PREFIXES = {
+    "_orig_mod.": "torch.compile's; save the model that was compiled",
+    "base_model.model.": "PEFT's; merge the adapter with merge_and_unload(), and save the result",
+    "module.": "that of a wrapper for several GPUs; save the model inside",
+}
+
+
+def require(checkpoint: Checkpoint, weights: bool = True) -> Any:
+    """The model's configuration, once all of it but the values of its weights has passed.
+
+    Args:
+        weights: whether they will be loaded, or only the configuration and the tokenizer.
+
+    Raises:
+        ValueError: the series cannot take this model, and the sentence says why. ConnectionError: no header was had.
+    """
+    from transformers import AutoConfig
+
+    small = checkpoint if checkpoint.is_local else Checkpoint(checkpoint.source, checkpoint.revision, (*SMALL,))
+    folder, source = small.fetch(), checkpoint.source
+    require_known(folder, source)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        rows = next(w.shape[0] for w in model_weights(config) if w.role == "embedding")
+    except Exception as error:
+        raise ValueError(f"transformers cannot build {source} from its config.json: {str(error)[:300]}") from None
+    block_linears(config)
+    require_tokenizer(folder, rows, source)
+    if weights:
+        require_weights(config, headers(checkpoint), source)
+    return config
+
+
+def require_known(folder: pathlib.Path, source: str) -> None:
+    """Raise ValueError unless ``config.json`` describes a causal language model in 16 bits that transformers knows."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    settings = read_json(folder / "config.json")
+    kind, code = settings.get("model_type"), settings.get("auto_map")
+    if made := settings.get("quantization_config") or settings.get("compression_config"):
+        method = made.get("quant_method", "an unnamed method")
+        where = f"The cell 'load' of {MAKES[method]} loads such a checkpoint." if method in MAKES else ""
+        raise ValueError(
+            f"{source} is already quantized ({method}). MODEL takes the 16-bit model that it was made from. {where}"
+        )
+    if kind not in CONFIG_MAPPING_NAMES:
+        if code:
+            named = ", ".join(map(str, code.values() if isinstance(code, dict) else [code]))
+            raise ValueError(
+                f"{source} brings code of its own ({named}). This series runs no code out of a checkpoint: choose a "
+                f"model whose type transformers knows itself."
+            )
+        raise ValueError(
+            f"{source} has model_type {kind!r} in config.json, which transformers {transformers.__version__} does not "
+            "know. A newer release may; or the entry is misspelt."
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"{source} is of type {kind!r}, which is no causal language model: it does not write on, token by token. "
+            "Choose one whose class in config.json ends with ForCausalLM."
+        )
+    if other := [name for name in ("vision_config", "audio_config") if settings.get(name)]:
+        raise ValueError(
+            f"{source} reads more than text ({', '.join(other)}). This series takes models of text alone: choose its "
+            "text-only version, whose class in config.json ends with ForCausalLM."
+        )
+
+
+def require_tokenizer(folder: pathlib.Path, rows: int, source: str) -> None:
+    """Raise ValueError unless there is a tokenizer with a row of the embedding for each of its tokens."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ValueError(
+            f"{source} has no tokenizer ({', '.join(TOKENIZERS[:3])} are missing). Copy the tokenizer's files from the "
+            "model that it was trained from."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        said = str(error).strip().split("\n")[0]
+        raise ValueError(f"transformers cannot load the tokenizer of {source}: {said[:200]}") from None
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer of {source} has {len(tokenizer):,} tokens, and the embedding {rows:,} rows: they are of "
+            "two models, or tokens were added and the embedding was not resized."
+        )
+
+
+def headers(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> type and shape of each tensor that transformers would read; nothing but headers is fetched.
+
+    Raises:
+        ValueError: the repository has no weights that transformers would read. ConnectionError: it cannot be reached.
+    """
+    if checkpoint.is_local or not checkpoint.download:
+        from safetensors import safe_open
+
+        found = {}
+        for file in weight_files(checkpoint.fetch()):
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():
+                    part = opened.get_slice(name)
+                    found[name] = part.get_dtype(), tuple(part.get_shape())
+        return found
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    try:
+        files = get_safetensors_metadata(checkpoint.source, revision=checkpoint.revision).files_metadata
+    except NotASafetensorsRepoError:
+        raise ValueError(
+            f"{checkpoint.source} has neither model.safetensors nor model.safetensors.index.json, which transformers "
+            "would read."
+        ) from None
+    except Exception as error:
+        raise ConnectionError(f"The weights of {checkpoint.source} cannot be read ({type(error).__name__}).") from None
+    return {n: (t.dtype, tuple(t.shape)) for file in files.values() for n, t in file.tensors.items()}
+
+
+def require_weights(config: Any, tensors: dict[str, tuple[str, tuple[int, ...]]], source: str) -> None:
+    """Raise ValueError unless transformers finds a tensor for each of the model's parameters, in its shape.
+
+    transformers itself looks, with tensors that have a name and a shape and no memory (the ``meta`` device).
+    """
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    packed = sorted({dtype for dtype, _ in tensors.values()} - PLAIN.keys())
+    if packed:
+        raise ValueError(
+            f"The weights of {source} are stored as {', '.join(packed)}, and config.json does not say how they were "
+            "quantized. MODEL takes a model in 16 or 32 bits."
+        )
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    hollow = {n: torch.empty(s, dtype=getattr(torch, PLAIN[d]), device="meta") for n, (d, s) in tensors.items()}
+    with quiet():
+        _, said = kind.from_pretrained(
+            None, config=copy.deepcopy(config), state_dict=hollow, device_map="meta", output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    missing, unknown = sorted(said["missing_keys"]), sorted(said["unexpected_keys"])
+    for prefix, whose in PREFIXES.items():
+        if missing and unknown and all(name.startswith(prefix) for name in unknown):
+            raise ValueError(
+                f"The names of the weights of {source} begin with {prefix!r}, so transformers would find none of "
+                f"them and fill the model at random. The prefix is {whose}."
+            )
+    if missing:
+        instead = f" There are others instead, such as {unknown[0]!r}." if unknown else ""
+        raise ValueError(
+            f"The files of {source} lack {len(missing)} of the tensors of a {kind.__name__}, such as {missing[0]!r}; "
+            f"transformers would fill them at random.{instead} Fetch or save the model again."
+        )
+    if wrong := sorted(said["mismatched_keys"]):
+        name, has, wants = wrong[0]
+        raise ValueError(
+            f"{len(wrong)} tensors of {source} have other shapes than config.json says, such as {name!r}: "
+            f"{list(has)} instead of {list(wants)}."
+        )
+    if astray := [name for name in unknown if re.search(r"\blayers\.\d|lora", name)]:
+        raise ValueError(
+            f"The files of {source} hold {len(astray)} tensors that a {kind.__name__} of this config.json has no place "
+            f"for, such as {astray[0]!r}; transformers would leave them out, and the model would be another one."
+        )
+    if unknown:
+        print(f"{len(unknown)} tensors of the files are no part of this model, such as {unknown[0]!r}: left out")
+
+
+def norms_that_feed(config: Any) -> dict[str, str]:
+    """Of the first block: each linear layer -> the norm whose output it gets, where it gets that of one.
+
+    A skeleton of the model on the ``meta`` device runs on one token, and the tensors are followed.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    settings = copy.deepcopy(config)
+    settings.num_hidden_layers = 1
+    if getattr(settings, "layer_types", None):
+        settings.layer_types = settings.layer_types[:1]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager").eval()
+    out, found = {}, {}
+    for name, module in model.named_modules():
+        place = name.partition(".layers.0.")[2]
+        if place.endswith("norm"):
+            module.register_forward_hook(lambda _, given, result, name=place: out.update({id(result): (name, result)}))
+        elif place and isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _, given, name=place: found.update({name: out.get(id(given[0]), ("", None))[0]})
+            )
+    with torch.no_grad(), quiet():
+        ids = torch.ones(1, 2, dtype=torch.long, device="meta")
+        # a whole mask, since to make one the library would look at values
+        model(ids, attention_mask=torch.zeros(1, 1, 2, 2, device="meta"), use_cache=False)
+    return found

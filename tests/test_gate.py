@@ -1,0 +1,144 @@
+"""Ordinary models with something odd about them, which are taken as they are meant; and what was made is checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from architectures import make_model
+from helpers import MESSAGES
+from series import gate, start
+from series.models import find, prepare
+from series.notebooks import default_parameters
+from series.quality import distance, unread
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return make_model("llama", tmp_path_factory.mktemp("plain") / "model")
+
+
+@pytest.fixture
+def folder(plain, tmp_path):
+    """A copy of the plain model, to be changed; ``prepared`` beside it is what the recipe finds."""
+    return shutil.copytree(plain, tmp_path / "model")
+
+
+def edit(file, **entries):
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps(settings | entries), encoding="utf-8")
+
+
+def prepared(folder):
+    gate.require(find(str(folder)))
+    return prepare(folder, folder.parent / "prepared"), folder.parent / "prepared"
+
+
+def test_a_list_of_chat_templates(folder):
+    template = AutoTokenizer.from_pretrained(folder).chat_template
+    (folder / "chat_template.jinja").unlink()
+    entries = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": template}]
+    edit(folder / "tokenizer_config.json", chat_template=entries)
+    said, path = prepared(folder)
+    assert AutoTokenizer.from_pretrained(path).chat_template == template and "called 'default' is used" in said[-1]
+
+
+def test_additional_chat_templates(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = tokenizer.chat_template
+    tokenizer.chat_template = {"default": template, "rag": "documents"}
+    tokenizer.save_pretrained(folder)
+    _, path = prepared(folder)
+    assert AutoTokenizer.from_pretrained(path).chat_template == template
+
+
+def test_settings_that_transformers_would_not_save(folder, tmp_path):
+    """As Vicuna's: a temperature without sampling. transformers loads it, and refuses to save it."""
+    edit(folder / "generation_config.json", temperature=0.9, top_p=0.6)
+    with pytest.raises(ValueError):
+        GenerationConfig.from_pretrained(folder).save_pretrained(tmp_path / "out")
+    said, path = prepared(folder)
+    GenerationConfig.from_pretrained(path).save_pretrained(tmp_path / "out")
+    assert said == ["decoding is greedy in every runtime; this model's own settings are left out: temperature, top_p"]
+
+
+def test_a_penalty_is_left_out_and_the_ends_of_an_answer_stay(folder):
+    edit(folder / "generation_config.json", do_sample=True, repetition_penalty=1.5, num_beams=4, eos_token_id=[2, 5])
+    said, path = prepared(folder)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    ids = AutoTokenizer.from_pretrained(path).apply_chat_template(MESSAGES, return_tensors="pt", return_dict=True)
+    greedy = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    by_hand = ids["input_ids"]
+    for _ in range(len(greedy)):  # the likeliest token, and nothing else
+        by_hand = torch.cat([by_hand, model(by_hand).logits[:, -1:].argmax(-1)], dim=1)
+    assert greedy.tolist() == by_hand[0, -len(greedy) :].tolist()
+    assert model.generation_config.eos_token_id == [2, 5] and "repetition_penalty" in said[0]
+
+
+def test_a_known_type_that_brings_code(tmp_path):
+    """As Phi-3 is published: transformers knows it, and none of its files is run or even linked."""
+    folder = make_model("phi3", tmp_path / "model")
+    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"})
+    (folder / "modeling_phi3.py").write_text("raise SystemExit('this code ran')", encoding="utf-8")
+    said, path = prepared(folder)
+    assert "brings code of its own, which is left out" in said[0] and not list(path.glob("*.py"))
+    assert "auto_map" not in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    assert type(AutoModelForCausalLM.from_pretrained(path)).__name__ == "Phi3ForCausalLM"
+
+
+def test_only_what_transformers_reads_is_linked(folder):
+    """vLLM reads every safetensors file that it finds."""
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    _, path = prepared(folder)
+    assert [file.name for file in path.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_a_tied_head_is_no_missing_tensor(tmp_path):
+    gate.require(find(str(make_model("llama", tmp_path / "model", tie_word_embeddings=True))))
+
+
+# --- what was made is checked ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measured", [True, False], ids=["with a 16-bit run", "without"])
+def test_what_is_another_model_is_not_kept(folder, artifacts, monkeypatch, measured):
+    """A library that writes the rows of a matrix in another order makes a model that loads, and says something."""
+    monkeypatch.setattr("series.lesson.held_out_windows", lambda tokenizer, model: windows(tokenizer))
+    for module in ("lesson", "record"):  # one question instead of 200
+        monkeypatch.setattr(f"series.{module}.exam_questions", lambda model: [{"question": "Why?", "answer": "So."}])
+
+    def begin(technique, notebook):
+        lesson = start(technique, default_parameters(notebook) | {"MODEL": str(folder), "MAX_NEW_TOKENS": 8})
+        model = AutoModelForCausalLM.from_pretrained(lesson.path, dtype=torch.bfloat16)
+        return lesson, model, AutoTokenizer.from_pretrained(lesson.path)
+
+    if measured:
+        lesson, model, tokenizer = begin("baseline", "01_baseline")
+        lesson.measure(model, tokenizer)
+        lesson.close()
+    lesson, model, tokenizer = begin("sharding", "02_sharding")
+    model.save_pretrained(lesson.made)
+    lesson.measure(model, tokenizer)
+    assert lesson.made.exists(), "what is the same model is kept"
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head.copy_(head[torch.randperm(len(head), generator=torch.Generator().manual_seed(0))])
+    with pytest.raises(RuntimeError, match="02_sharding has made is not this model any more.*It was not kept"):
+        lesson.measure(model, tokenizer)
+    assert not lesson.made.exists()
+    lesson.close()
+
+
+def windows(tokenizer):
+    return [[tokenizer.bos_token_id, *range(100 + i, 163 + i)] for i in range(0, 200, 50)]
+
+
+def test_guessing_without_reading_by_hand():
+    """Two places with one sure token each: who guesses half and half is ln 2 from each; who knows the text is at 0."""
+    sure = torch.tensor([[[0.0, -30.0], [-30.0, 0.0]]]).double().log_softmax(-1).numpy()
+    assert unread(sure) == pytest.approx(0.6931, abs=1e-3) and unread(sure[:, :1]) == pytest.approx(0, abs=1e-6)
+    assert distance([sure[0], sure[0]], [sure[0], sure[0]])["kl_divergence"] == pytest.approx(0, abs=1e-6)
