@@ -78,17 +78,20 @@ def why_missing(name: str, run: tuple[str, dict[str, Any]], model: str, identity
         return str(error)
 
 
-def in_one_kernel(notebook: str, runs: list[dict[str, Any]], until: str = "measure") -> Iterator[dict[str, Any]]:
+def in_one_kernel(
+    notebook: str, runs: list[dict[str, Any]], until: str = "measure", before: str = ""
+) -> Iterator[dict[str, Any]]:
     """Run a notebook's recipe and measure again and again in one kernel; yield each run's parameters as it ends.
 
     Args:
         runs: parameters that differ from the notebook's own, for each run.
         until: the id of the last cell.
+        before: code that goes first.
     """
     cells = notebooks.cells(notebook)
     last = next(place for place, c in enumerate(cells) if c["id"] == until)
     wanted = [c for c in cells[: last + 1] if c["id"] in ("start", until) or "copy" in c["tags"]]
-    setup = [f"import sys; sys.path.insert(0, {str(notebooks.ROOT)!r}); import pathlib, subprocess"]
+    setup = [f"import sys; sys.path.insert(0, {str(notebooks.ROOT)!r}); import pathlib, subprocess", before]
     client = NotebookClient(
         nbformat.v4.new_notebook(), timeout=7200, resources={"metadata": {"path": str(notebooks.FOLDER)}},
         kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"],

@@ -21,7 +21,7 @@ from series.record import read_record, read_scores
 from series.techniques import BY_NOTEBOOK
 
 sys.path.insert(0, str(ROOT / "proofs"))
-from supported import QUICK, ROWS, STEMS, make_models, table, try_all  # noqa: E402
+from supported import QUICK, ROWS, SHORT, STEMS, make_models, table, try_all  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +92,6 @@ def test_widths_that_no_group_divides(stem, tmp_path, artifacts):
     given = [{"MODEL": str(odd), "MAX_NEW_TOKENS": 16, **QUICK.get(stem, {})}]
     if stem in sentences:
         with pytest.raises(CellExecutionError, match=sentences[stem]):
-            list(in_one_kernel(stem, given))
+            list(in_one_kernel(stem, given, before=SHORT))
     else:
-        list(in_one_kernel(stem, given))
+        list(in_one_kernel(stem, given, before=SHORT))
