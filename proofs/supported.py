@@ -1,4 +1,4 @@
-"""Which notebook takes which architecture? Small models with random weights go through every recipe and the measure.
+"""Which notebook takes which architecture? Small models with random weights go through every notebook.
 
     python proofs/supported.py [--out proofs/supported.md]
 
@@ -88,7 +88,7 @@ def try_all(stem: str, models: dict[str, pathlib.Path]) -> dict[str, str]:
     while waiting:
         given = [{"MODEL": str(models[name]), "MAX_NEW_TOKENS": 16, **QUICK.get(stem, {})} for name in waiting]
         try:
-            for _ in in_one_kernel(stem, given, before=SHORT):
+            for _ in in_one_kernel(stem, given, whole=True, before=SHORT):
                 found[waiting.pop(0)] = "yes"
         except CellExecutionError as error:
             said = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()[-1]

@@ -79,18 +79,20 @@ def why_missing(name: str, run: tuple[str, dict[str, Any]], model: str, identity
 
 
 def in_one_kernel(
-    notebook: str, runs: list[dict[str, Any]], until: str = "measure", before: str = ""
+    notebook: str, runs: list[dict[str, Any]], whole: bool = False, before: str = ""
 ) -> Iterator[dict[str, Any]]:
     """Run a notebook's recipe and measure again and again in one kernel; yield each run's parameters as it ends.
 
     Args:
         runs: parameters that differ from the notebook's own, for each run.
-        until: the id of the last cell.
+        whole: its lessons as well.
         before: code that goes first.
     """
     cells = notebooks.cells(notebook)
-    last = next(place for place, c in enumerate(cells) if c["id"] == until)
-    wanted = [c for c in cells[: last + 1] if c["id"] in ("start", until) or "copy" in c["tags"]]
+    wanted = [c for c in cells if c["id"] in ("start", "measure") or "copy" in c["tags"]]
+    if whole:
+        wanted = [c for c in cells if c["cell_type"] == "code" and c["id"] != "setup"]
+        wanted = [c for c in wanted if not {"parameters", "check"} & {*c["tags"]}]
     setup = [f"import sys; sys.path.insert(0, {str(notebooks.ROOT)!r}); import pathlib, subprocess", before]
     client = NotebookClient(
         nbformat.v4.new_notebook(), timeout=7200, resources={"metadata": {"path": str(notebooks.FOLDER)}},
@@ -274,7 +276,7 @@ def paired(model: str) -> dict[str, list[float]]:
 def said(model: str) -> dict[str, dict[str, str]]:
     """What the model answers at 16, 4, 3 and 2 bits: the series' own question, and some that it knew."""
     names = {"16 bits": "16-bit", **{f"GPTQ, {bits} bits": f"GPTQ {bits}-bit" for bits in (4, 3, 2)}}
-    records = {column: read_record(name, model) for column, name in names.items()}
+    records = {column: read_record(name, model) for column, name in names.items() if name in ladders(model)}
     found = {"Tell me a funny joke about Large Language Models.": {c: r["answer"] for c, r in records.items()}}
     questions = exam_questions(model)
     known = [i for i, q in enumerate(questions) if records["16 bits"]["exam_answers"][i] == q["answer"]]

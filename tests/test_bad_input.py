@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import http.server
 import json
 import os
 import pathlib
@@ -11,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
@@ -27,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import helpers  # noqa: E402
+import hub  # noqa: E402
 from architectures import make_model  # noqa: E402
 from series import artifacts, gate, start  # noqa: E402
 from series.models import TINY, find, prepare  # noqa: E402
@@ -172,32 +171,9 @@ def more_tokens(folder: pathlib.Path) -> None:
 
 
 def gated(folder: pathlib.Path) -> None:
-    """A repository with a public listing, whose files answer 401, as a hub's do before its terms are accepted."""
-    listing = json.dumps({"id": "some/model", "sha": "0" * 40, "siblings": [{"rfilename": "config.json"}]}).encode()
-    tree = json.dumps([{"type": "file", "path": "config.json", "size": 9, "oid": "0" * 40}]).encode()
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            is_file = "/resolve/" in self.path
-            body = b"" if is_file else tree if "/tree/" in self.path else listing
-            self.send_response(401 if is_file else 200)
-            self.send_header("X-Error-Code", "GatedRepo" if is_file else "")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = "from series.models import find\ntry: find('some/model')\nexcept ConnectionError as error: print(error)"
-    env = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
-    server.shutdown()
-    raise ConnectionError(done.stdout.strip() or done.stderr)
+    shutil.copy(TINY / CONFIG, folder)
+    with hub.serve(folder, gated=True) as (address, _):
+        raise ConnectionError(hub.ask(address, folder / "cache", "from series.models import find; find('some/model')"))
 
 
 @mock.patch.dict(os.environ, HF_HUB_OFFLINE="0")

@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from architectures import make_model
+import hub
+from architectures import SHAPES, make_model
 from helpers import MESSAGES
 from series import gate, start
 from series.models import find, prepare
@@ -99,6 +101,46 @@ def test_only_what_transformers_reads_is_linked(folder):
 
 def test_a_tied_head_is_no_missing_tensor(tmp_path):
     gate.require(find(str(make_model("llama", tmp_path / "model", tie_word_embeddings=True))))
+
+
+def test_whose_output_each_layer_reads():
+    """What gptqmodel's AWQ takes for granted holds for Llama and Qwen3, and not for Gemma 2, Gemma 3 and OLMo 2."""
+
+    def feeds(kind):
+        settings = {"num_hidden_layers": 2, "vocab_size": 64, "pad_token_id": 0} | SHAPES[kind]
+        found = gate.norms_that_feed(AutoConfig.for_model(kind, **settings))
+        return found["self_attn.q_proj"], found["mlp.gate_proj"], found["mlp.down_proj"]
+
+    assert feeds("llama") == feeds("qwen3") == ("input_layernorm", "post_attention_layernorm", "")
+    assert feeds("gemma2") == feeds("gemma3_text") == ("input_layernorm", "pre_feedforward_layernorm", "")
+    assert feeds("olmo2") == ("", "", "")
+
+
+# --- on the hub, before the download --------------------------------------------------------
+
+FIND = "from series import gate; from series.models import find; found = find('some/model'); print(found.download)"
+REQUIRE = f"{FIND}; gate.require(found)"
+
+
+def test_a_model_on_the_hub_passes_by_its_headers(folder, tmp_path):
+    with hub.serve(folder) as (address, sent):
+        assert int(hub.ask(address, tmp_path / "cache", REQUIRE)) > (folder / "model.safetensors").stat().st_size
+    fetched = [size for name, size in sent if name == "model.safetensors"]
+    assert fetched and sum(fetched) < 0.1 * (folder / "model.safetensors").stat().st_size, "the header, and no more"
+
+
+def test_a_model_on_the_hub_is_refused_before_its_download(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with hub.serve(folder) as (address, sent):
+        said = hub.ask(address, tmp_path / "cache", REQUIRE)
+        assert "some/model lack 1 of the tensors of a LlamaForCausalLM, such as 'lm_head.weight'" in said
+        (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    with hub.serve(folder) as (address, sent):
+        said = hub.ask(address, tmp_path / "another", REQUIRE)
+        assert "some/model has neither model.safetensors nor model.safetensors.index.json" in said
+        assert not any(name.endswith(".safetensors") for name, _ in sent)
 
 
 # --- what was made is checked ------------------------------------------------------------------
