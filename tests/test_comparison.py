@@ -17,7 +17,7 @@ from execution import ROOT, cell, printed
 from run import with_guide
 from series import comparison
 from series.artifacts import digest_of
-from series.guide import decision_table, read_quality, read_speed, speed_of
+from series.guide import LLAMA_3_8B, decision_table, read_quality, read_speed, speed_of
 from series.models import find
 from series.record import _digest, figures, read_record
 from series.techniques import MEASURED
@@ -186,6 +186,27 @@ def test_what_07_concludes_from_its_controls_follows_from_them():
         fine, coarse = (distance[f"{bits} bits, zero point, groups of {size}"] for size in (32, 128))
         assert 0.4 < fine / coarse < 0.6
     assert rows["4 bits, zero point, groups of 32"]["bits"] - rows["4 bits, zero point, groups of 128"]["bits"] < 0.5
+
+
+def test_what_07_says_of_a_real_model_follows_from_its_table():
+    """`small` beside `tiny`: another order of the methods, and the same order of GGUF's steps."""
+    tiny, small = (read_quality(model)["runs"] | read_quality(model)["controls"] for model in ("tiny", "small"))
+
+    def apart(rows, one, other):
+        errors = (rows[one]["standard_error"] ** 2 + rows[other]["standard_error"] ** 2) ** 0.5
+        return (rows[one]["kl_divergence"] - rows[other]["kl_divergence"]) / errors
+
+    assert abs(apart(tiny, "NF4", "AWQ 4-bit")) < 1
+    assert 1.6 < tiny["GPTQ 4-bit"]["kl_divergence"] / tiny["AWQ 4-bit"]["kl_divergence"] < 2.6
+    assert apart(small, "GPTQ 4-bit", "AWQ 4-bit") > 3 and apart(small, "NF4", "GPTQ 4-bit") > 3
+    grids = {"GPTQ 4-bit": "symmetric", "GPTQ, 4 bits, zero point, groups of 64": "zero point"}
+    for gptq, grid in grids.items():
+        plain = small[f"rounded, 4 bits, {grid}, groups of 64"]["kl_divergence"]
+        assert 0.35 < small[gptq]["kl_divergence"] / plain < 0.6
+    for rows in (tiny, small):
+        steps = [rows[f"GGUF {kind}"]["kl_divergence"] for kind in list(LLAMA_3_8B)[1:]]
+        assert steps == sorted(steps)
+    assert small["16-bit"]["right_answers"] > 0.5 and small["GPTQ 4-bit"]["settings"]["GROUP_SIZE"] == 64
 
 
 def test_the_runtimes_agree_on_the_unquantized_model():
