@@ -79,7 +79,8 @@ class Lesson:
         print(", ".join(f"{name} {version}" for name, version in self.versions.items() if name != "device"))
         self.machine = this_machine()
         print(f"{self.versions['device']}: {self.machine}")
-        self.config = gate.require(self.base, weights=theirs is None)
+        # the transformers of 08 is too old to be asked; what 08 loads, 04 and 05 have made of a model that passed
+        self.config = gate.require(self.base, weights=theirs is None and row.name != "original")
         self.linears = block_linears(self.config)
         self._decide()
         self._require()
