@@ -165,7 +165,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("one matrix for embedding and head", [("memory", "embedding_and_head = 2 * 32_000", "embedding_and_head = 32_000")]),
         ("keys without values", [("memory", "cache = 2 * 32 * 8", "cache = 32 * 8")]),
         ("cards for another length", [("cards", "total, 4096)", "total, 1024)")]),
-        ("the answers cut", [("said", "answer[:100]", "answer[:10]")]),
+        ("the answers cut", [("said", "[:90]", "[:10]")]),
         ("published figures of the next row", [("published", 'f"{divergence:.3f}"', 'f"{divergence * 2:.3f}"')]),
     ],
     "08_original_stack": [

@@ -49,6 +49,7 @@ PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others hav
 IMPORTS = {  # imported by start, so that their remarks stay out of the reader's sight
     "gptq": ("transformers", "optimum.gptq", "gptqmodel"), "awq": ("transformers", "gptqmodel", "vllm"),
     "gguf": ("transformers", "llama_cpp"), "nf4": ("transformers", "bitsandbytes"),
+    "original": ("bitsandbytes",),
 }  # fmt: skip
 
 

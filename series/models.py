@@ -20,7 +20,7 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a real model of 135 million p
 MODELS = {"tiny": str(TINY), "small": SMOLLM2, "zephyr": ZEPHYR}
 REVISIONS = {ZEPHYR: "892b3d7a7b1cf10c7a701c60881cd93df615734c", SMOLLM2: "12fd25f77366fa6b3b4b768ec3050bf629380bac"}
 SMALL = ["*.json", "*.jinja", "tokenizer.model"]  # all of a model but its weights
-WEIGHTS = ["*.safetensors"]
+WEIGHTS = ["model*.safetensors"]  # what transformers reads: some publish the same weights once more, under another name
 ADVICE = "Use MODEL = 'tiny', which needs no network, or a folder that you have downloaded."
 
 

@@ -123,8 +123,10 @@ REQUIRE = f"{FIND}; gate.require(found)"
 
 
 def test_a_model_on_the_hub_passes_by_its_headers(folder, tmp_path):
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")  # as Mistral's makers publish it
+    size = (folder / "model.safetensors").stat().st_size
     with hub.serve(folder) as (address, sent):
-        assert int(hub.ask(address, tmp_path / "cache", REQUIRE)) > (folder / "model.safetensors").stat().st_size
+        assert size < int(hub.ask(address, tmp_path / "cache", REQUIRE)) < 1.9 * size, "once, and not twice"
     fetched = [size for name, size in sent if name == "model.safetensors"]
     assert fetched and sum(fetched) < 0.1 * (folder / "model.safetensors").stat().st_size, "the header, and no more"
 
@@ -136,11 +138,23 @@ def test_a_model_on_the_hub_is_refused_before_its_download(folder, tmp_path):
     with hub.serve(folder) as (address, sent):
         said = hub.ask(address, tmp_path / "cache", REQUIRE)
         assert "some/model lack 1 of the tensors of a LlamaForCausalLM, such as 'lm_head.weight'" in said
-        (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
-    with hub.serve(folder) as (address, sent):
-        said = hub.ask(address, tmp_path / "another", REQUIRE)
-        assert "some/model has neither model.safetensors nor model.safetensors.index.json" in said
-        assert not any(name.endswith(".safetensors") for name, _ in sent)
+    for name, sentence in {
+        "model.fp16.safetensors": "some/model has neither model.safetensors nor model.safetensors.index.json",
+        "pytorch_model.bin": "no model*.safetensors file. This series loads no pickled weights",
+    }.items():
+        next(folder.glob("*model*.*s")).rename(folder / name)
+        with hub.serve(folder) as (address, sent):
+            assert sentence in hub.ask(address, tmp_path / name, REQUIRE)
+            assert not any(its == name for its, _ in sent)
+
+
+def test_what_is_in_the_hubs_cache_is_not_fetched_again(folder, tmp_path):
+    fetch = "from huggingface_hub import snapshot_download as get; get('some/model'{}); "
+    size = (folder / "model.safetensors").stat().st_size
+    with hub.serve(folder) as (address, _):
+        assert int(hub.ask(address, tmp_path / "cut", fetch.format(", allow_patterns='*.json'") + FIND)) >= size
+        assert int(hub.ask(address, tmp_path / "whole", fetch.format("") + FIND)) == 0
+    assert int(hub.ask(address, tmp_path / "whole", REQUIRE)) == 0, "and no hub is needed then"
 
 
 # --- what was made is checked ------------------------------------------------------------------

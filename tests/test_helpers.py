@@ -1,6 +1,5 @@
 """helpers, and what of series stands on its own: what they return, print and write."""
 
-import contextlib
 import ctypes
 import json
 import os
@@ -30,7 +29,6 @@ SAYS, ASKS = (message["content"] for message in helpers.MESSAGES)
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT
 TWO, ONE, PLAIN = f"<system>{SAYS}<user>{ASKS}", f"<user>{SAYS}\n\n{ASKS}", f"{SAYS}\n\n{ASKS}\n\n"
-EVIL = '{"auto_map": {"AutoModel": "evil.Model"}}'
 
 
 @pytest.fixture(autouse=True)
@@ -55,40 +53,6 @@ def test_the_prompt_is_zephyrs_template_and_begins_once(tokenizer):
     ids = with_bos.encode(helpers.render_prompt(with_bos), add_special_tokens=False)
     assert ids[0] == with_bos.bos_token_id and ids.count(ids[0]) == 1
     assert texts.held_out_windows(with_bos) == texts.held_out_windows(plain)
-
-
-WEIGHTS = {"model.safetensors": 5 * 10**9}
-
-
-@pytest.mark.parametrize(("cached", "sizes", "config", "told"), [
-    ("", WEIGHTS | {"model.bin": 10**9}, "{}", ""),
-    ("config.json model.safetensors", {}, "{}", ""),
-    ("config.json", WEIGHTS, "{}", ""),  # as after a download that was cut short
-    ("config.json model.safetensors", {}, EVIL, "code of its own"),
-    ("", WEIGHTS, EVIL, "code of its own"),
-    ("", {"model.bin": 10**9}, "{}", r"no \*.safetensors file. This series loads no pickled weights"),
-])
-def test_a_model_of_the_hub_is_sound_and_comes_with_its_bytes(monkeypatch, tmp_path, cached, sizes, config, told):
-    """The hub's answers are made up here, because no test may reach it; what is done with them is real."""
-    import huggingface_hub
-
-    def download(repo_id, revision, allow_patterns, local_files_only=False, dry_run=False):
-        if local_files_only and not cached:
-            raise FileNotFoundError
-        snapshot.mkdir(exist_ok=True)
-        for name in cached.split() if local_files_only else ["config.json"]:
-            (snapshot / name).write_bytes(config.encode() if name == "config.json" else (TINY / name).read_bytes())
-        wanted = [name for name in sizes if any(pathlib.PurePath(name).match(pattern) for pattern in allow_patterns)]
-        files = [types.SimpleNamespace(filename=name, file_size=sizes[name], will_download=True) for name in wanted]
-        return files if dry_run else str(snapshot)
-
-    snapshot = tmp_path / "0123456789abcdef"
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: types.SimpleNamespace(sha=snapshot.name))
-    with pytest.raises(ValueError, match=told) if told else contextlib.nullcontext():
-        found = models.find("some/model")
-        assert (found.download, found.revision) == (sizes.get("model.safetensors", 0), snapshot.name)
 
 
 @pytest.mark.parametrize(("template", "files", "said", "prompt"), [
