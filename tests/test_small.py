@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 
 from execute import execute
 from execution import BY_STEM, ROOT, cell, printed
+from series.notebooks import cell as default_cell
 from series.notebooks import default_parameters
 from series.record import figures, read_record
 from series.techniques import BY_NOTEBOOK, MEASURED
@@ -64,6 +66,16 @@ def test_a_real_model_through_every_notebook(run, stem):
         assert run_figures["kl_divergence"] < 1e-4
     else:  # four bits cost a model of this size something, and do not destroy it
         assert 0.01 < run_figures["kl_divergence"] < 0.6 and found["right_answers"] > 0.5
+
+
+@pytest.mark.slow
+def test_what_06_says_of_a_real_model(run):
+    """Its prose has four figures of the demonstration with eight texts; two texts give nearly the same."""
+    typed = [float(share) for share in re.findall(r"(\d\.\d\d) %", default_cell("06_awq", "search-text")["source"])]
+    shown = [float(share) for share in re.findall(r"(\d\.\d+)%", printed(cell(run("06_awq"), "kept")))][::2]  # 4 bits
+    assert len(typed) == len(shown) == 4 and shown == pytest.approx(typed, rel=0.25)
+    everything, random, weights, activations = shown
+    assert activations < weights < 0.9 * random and random == pytest.approx(everything, rel=0.05)
 
 
 @pytest.mark.slow
