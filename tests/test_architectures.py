@@ -21,7 +21,7 @@ from series.record import read_record, read_scores
 from series.techniques import BY_NOTEBOOK
 
 sys.path.insert(0, str(ROOT / "proofs"))
-from supported import QUICK, ROWS, SHORT, STEMS, make_models, table, try_all  # noqa: E402
+from supported import QUICK, ROWS, SHORT, STEMS, make_models, table, try_everything  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,8 @@ def models(tmp_path_factory) -> dict[str, pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def tried(models, artifacts):
-    """Notebook -> what it said of each model. 01_baseline goes first: the others are held against it."""
-    return {stem: try_all(stem, models) for stem in STEMS}
+    """Notebook -> what it said of each model."""
+    return try_everything(models)
 
 
 def test_the_committed_table_of_architectures_is_true(tried):
