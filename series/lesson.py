@@ -45,6 +45,7 @@ from series.texts import (
 )
 
 PLUGIN = ROOT / "series" / "plugin"
+TEMPORARY = tempfile.gettempdir()  # of the system: folders in folders make paths too long for vLLM's sockets
 PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others have made
 IMPORTS = {  # imported by start, so that their remarks stay out of the reader's sight
     "gptq": ("transformers", "optimum.gptq", "gptqmodel"), "awq": ("transformers", "gptqmodel", "vllm"),
@@ -98,12 +99,11 @@ class Lesson:
             os.environ[name] = value
         if self.base.is_local and disk_bytes(self.base.source) < 1e9:  # progress bars for what takes longer
             os.environ["TQDM_DISABLE"] = "1"
-        before = os.environ.get("TMPDIR", tempfile.gettempdir())
-        folder = tempfile.TemporaryDirectory(prefix="series-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix="series-", dir=TEMPORARY, ignore_cleanup_errors=True)
 
         def forget() -> None:
             """What libraries forget among the temporary files goes with the kernel, or with vLLM's engine."""
-            tempfile.tempdir = os.environ["TMPDIR"] = before
+            tempfile.tempdir = os.environ["TMPDIR"] = TEMPORARY
             folder.cleanup()
 
         self._forget, tempfile.tempdir = forget, folder.name

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 
 from execution import ROOT
 
-COMMIT = "c0ffee" + "0" * 34
-
 
 @contextlib.contextmanager
 def serve(folder: pathlib.Path, gated: bool = False) -> Iterator[tuple[str, list[tuple[str, int]]]]:
@@ -27,12 +25,13 @@ def serve(folder: pathlib.Path, gated: bool = False) -> Iterator[tuple[str, list
     """
     sent: list[tuple[str, int]] = []
     names = sorted(file.name for file in folder.iterdir())
-    listing = {"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+    commit = hashlib.sha1(repr(sorted((n, (folder / n).read_bytes()) for n in names)).encode()).hexdigest()
+    listing = {"id": "some/model", "sha": commit, "siblings": [{"rfilename": name} for name in names]}
     tree = [{"type": "file", "path": n, "size": (folder / n).stat().st_size, "oid": "0" * 40} for n in names]
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            path, headers, status = self.path.partition("?")[0], {"X-Repo-Commit": COMMIT}, 200
+            path, headers, status = self.path.partition("?")[0], {"X-Repo-Commit": commit}, 200
             name = path.rpartition("/")[2]
             if "/resolve/" not in path:
                 body = json.dumps(tree if "/tree/" in path else listing).encode()
@@ -66,10 +65,12 @@ def serve(folder: pathlib.Path, gated: bool = False) -> Iterator[tuple[str, list
         yield f"http://127.0.0.1:{server.server_port}", sent
     finally:
         server.shutdown()
+        server.server_close()
 
 
 def ask(address: str, cache: pathlib.Path, code: str) -> str:
     """Run ``code`` in a process that takes ``address`` for the hub; what it printed, or its error's last line."""
-    env = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}  # no cache of others
+    env |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     return (done.stderr.strip() if done.returncode else done.stdout.strip()).splitlines()[-1]

@@ -130,7 +130,7 @@ def test_other_token_ids_are_refused(spoil):
 def test_a_stale_a_damaged_and_a_missing_record_are_not_taken(spoil):
     folder = spoil("nf4", versions={"bitsandbytes": "0.1"})
     assert missing("NF4") == "it was made with bitsandbytes 0.1"
-    assert missing("AWQ 4-bit") is None and missing("GGUF Q2_K") == "it was never made"
+    assert missing("AWQ 4-bit") is None and missing("GPTQ 8-bit") == "it was never made"
     file = folder / "gguf-q4-k-m-tiny.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
 import shutil
 
 import pytest
@@ -198,3 +200,12 @@ def test_guessing_without_reading_by_hand():
     sure = torch.tensor([[[0.0, -30.0], [-30.0, 0.0]]]).double().log_softmax(-1).numpy()
     assert unread(sure) == pytest.approx(0.6931, abs=1e-3) and unread(sure[:, :1]) == pytest.approx(0, abs=1e-6)
     assert distance([sure[0], sure[0]], [sure[0], sure[0]])["kl_divergence"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_second_start_does_not_nest_its_temporary_folder(folder, artifacts):
+    """vLLM's sockets lie there, and their paths may have 107 characters."""
+    places = []
+    for _ in range(3):
+        start("sharding", default_parameters("02_sharding") | {"MODEL": str(folder)}).close()
+        places.append(pathlib.Path(os.environ["TMPDIR"]).parent)
+    assert len(set(places)) == 1

@@ -121,20 +121,23 @@ def test_the_checkpoint_says_what_made_it(executed, artifacts, stem):
         assert {tensor.tensor_type.name for tensor in GGUFReader(full).tensors} == {"BF16", "F32"}
         return
     kind = BY_NOTEBOOK[stem].name
-    found = json.loads(newest(f"{kind}-tiny-zephyr-*/*-{kind}/config.json").read_text())["quantization_config"]
+    made = artifacts.glob(f"{kind}-tiny-zephyr-*/*-{kind}/config.json")  # the slow tests make other widths beside it
+    found = [json.loads(file.read_text())["quantization_config"] for file in made]
     wanted = {
         "nf4": {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "load_in_4bit": True},
         "gptq": {"bits": 4, "group_size": 128, "checkpoint_format": "gptq_v2"},
         "awq": {"bits": 4, "group_size": 128, "zero_point": True, "quant_method": "awq"},
     }[kind]
-    assert wanted.items() <= found.items()
+    assert any(all(settings.get(key) == value for key, value in wanted.items()) for settings in found)
 
 
 def test_what_was_made_is_reused_and_nothing_is_left(executed, artifacts):
     for stem in STEMS:
         executed(stem)
     assert not list(artifacts.rglob("*.part")) and not list(artifacts.glob("*-2")), "one folder each"
-    assert len(list(artifacts.glob("gptq-*"))) == len(list(artifacts.glob("gguf-*"))) == 1, "08 found both"
+    files, checkpoints = artifacts.glob("gguf-tiny-*/*Q4_K_M.gguf"), artifacts.glob("gptq-tiny-*/*-gptq/config.json")
+    four_bits = [file for file in checkpoints if json.loads(file.read_text())["quantization_config"]["bits"] == 4]
+    assert len(list(files)) == len(four_bits) == 1, "08 found both"
 
 
 # --- what the lessons print, from an argument and not from a run ------------------------------
