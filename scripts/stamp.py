@@ -18,7 +18,8 @@ import tomllib
 import nbformat
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
+BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)( \*This badge [^*]*\*)?")
+NOBODY = "OWNER/REPOSITORY"  # until somebody publishes it
 SETTING = re.compile(r"^REPOSITORY, TAG = .*$", re.M)
 
 
@@ -30,7 +31,9 @@ def address(root: pathlib.Path = ROOT) -> tuple[str, str]:
 
 def badge(repository: str, tag: str, name: str) -> str:
     target = f"https://colab.research.google.com/github/{repository}/blob/{tag}/notebooks/{name}"
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({target})"
+    words = " *This badge leads nowhere until the series is published. Until then, clone or upload it into Colab.*"
+    picture = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    return f"{picture}({target}){words if repository == NOBODY else ''}"
 
 
 def stamped(text: str, repository: str, tag: str, name: str) -> str:

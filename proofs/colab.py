@@ -1,0 +1,249 @@
+"""Colab, made from the list of packages that it publishes: every notebook in it, from its first cell to its last.
+
+    python proofs/colab.py [2026-08 ...]     run, and write proofs/colab.md: all lists, or the ones that are named
+    python proofs/colab.py --news            what Colab has published since the newest list (needs the network)
+
+The stand-in has Colab's Python, its versions of what this series installs or uses (proofs/colab/), and a kernel that
+has imported what Colab's kernel has. It has no GPU. tests/test_colab.py runs the newest list to the first answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import nbformat
+import report
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = report.ROOT
+LISTS = ROOT / "proofs" / "colab"
+TABLE = LISTS.with_suffix(".md")
+PUBLISHED = "https://raw.githubusercontent.com/googlecolab/backend-info/main/"
+ADDRESS, TAG = "some-body/series", "v9.1"
+STEMS = [path.stem for path in sorted((ROOT / "notebooks").glob("0[0-7]_*.ipynb"))]  # 08 says that Colab cannot run it
+# google.colab imports these before the first cell (googlecolab/colabtools: autoviz, _reprs, drive, data_table).
+STAND_IN = "import IPython, numpy, pandas, psutil\n"
+START = "import google.colab, runpy; runpy.run_module('ipykernel_launcher', run_name='__main__')"
+
+
+def python_of(name: str) -> str:
+    """The interpreter of a list, such as '3.13'."""
+    return re.search(r"Python (3\.\d+)", (LISTS / f"{name}.txt").read_text(encoding="utf-8"))[1]
+
+
+def find_python(version: str) -> str:
+    """The path of that interpreter: on this machine, or fetched by uv."""
+    places = pathlib.Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
+    for found in (shutil.which(f"python{version}"), *map(str, places)):
+        ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+        if found and subprocess.run([found, "-c", ask], capture_output=True, text=True).stdout.strip() == version:
+            return found
+    uv("python", "install", version)
+    return uv("python", "find", version).strip()
+
+
+def uv(*arguments: str) -> str:
+    from series.colab import for_uv
+
+    done = subprocess.run([sys.executable, "-m", "uv", *arguments], capture_output=True, text=True, env=for_uv())
+    if done.returncode:
+        raise RuntimeError(f"uv {' '.join(arguments)} failed:\n{done.stderr.strip()[-1500:]}")
+    return done.stdout
+
+
+def environment(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """Make Colab's environment of the list ``name`` in ``folder``; its Python. The second time, uv has all at hand."""
+    from series.colab import install_cpu_torch
+
+    uv("venv", "-q", "--seed", "--python", find_python(python_of(name)), str(folder))
+    python, pins = folder / "bin" / "python", LISTS / f"{name}.txt"
+    torch = re.search(r"^torch==.*$", pins.read_text(encoding="utf-8"), re.M)[0]
+    install_cpu_torch(str(python), torch)  # as on Colab's machines without a GPU; else the one with CUDA
+    uv("pip", "install", "-q", "--python", str(python), "-r", str(pins))
+    stand_in = next(folder.glob("lib/python*/site-packages")) / "google" / "colab"
+    stand_in.mkdir(parents=True, exist_ok=True)
+    (stand_in / "__init__.py").write_text(STAND_IN)
+    return python
+
+
+def publish(folder: pathlib.Path) -> None:
+    """The working tree in ``folder``, stamped by the command, committed and tagged."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    subprocess.run([sys.executable, "scripts/stamp.py", ADDRESS, "--tag", TAG], cwd=folder, check=True)
+    who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "published"], ["tag", TAG]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+@contextlib.contextmanager
+def colab(python: pathlib.Path, folder: pathlib.Path, hub: pathlib.Path) -> Iterator[None]:
+    """Kernels of ``python`` under the name 'colab', for which git finds ``hub``/owner/name under GitHub's address."""
+    kernel = folder / "jupyter" / "kernels" / "colab"
+    kernel.mkdir(parents=True, exist_ok=True)
+    argv = [str(python), "-c", START, "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
+    settings = {f"url.file://{hub}/.insteadOf": "https://github.com/", "safe.directory": "*"}
+    theirs = {"JUPYTER_PATH": str(folder / "jupyter"), "CUDA_VISIBLE_DEVICES": "", "GIT_CONFIG_COUNT": "2"}
+    for number, (key, value) in enumerate(settings.items()):
+        theirs |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    before = dict(os.environ)
+    try:
+        os.environ |= theirs
+        for name in ("PYTHONPATH", "QUANT_ARTIFACTS", "HF_HUB_OFFLINE", "VIRTUAL_ENV"):
+            os.environ.pop(name, None)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
+
+
+def client(notebook: pathlib.Path, content: pathlib.Path, until: str | None = None) -> NotebookClient:
+    """A client that executes ``notebook``, alone in ``content``, to the cell ``until``."""
+    source = nbformat.read(notebook, as_version=4)
+    if until:
+        last = next(i for i, cell in enumerate(source.cells) if cell.id == until)
+        source.cells = source.cells[: last + 1]
+    for cell in source.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None  # those that are committed
+    content.mkdir(exist_ok=True)
+    resources = {"metadata": {"path": str(content)}}
+    return NotebookClient(source, timeout=1800, kernel_name="colab", resources=resources)
+
+
+def said(cell) -> str:
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def packages(python: pathlib.Path) -> dict[str, str]:
+    """The packages of an environment and their versions."""
+    listed = json.loads(uv("pip", "list", "-q", "--python", str(python), "--format", "json"))
+    return {package["name"].lower(): package["version"] for package in listed}
+
+
+def answer_of(stem: str) -> str:
+    """The id of the cell with a notebook's first answer; in 07 its table, in 00 its first numbers."""
+    return {"00": "symmetric", "07": "table"}.get(stem[:2], "ask")
+
+
+def run(stem: str, image: str, hub: pathlib.Path, whole: bool) -> dict:
+    """One notebook in an environment of its own. When it asks for a restart, it gets one.
+
+    Returns:
+        Seconds to the first answer and in all (restarts included), restarts, what was installed or exchanged, the
+        text of the answer, the notebook, the packages afterwards, and the error, '' if there was none.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, notebook = pathlib.Path(name), hub / ADDRESS / "notebooks" / f"{stem}.ipynb"
+        python = environment(image, folder / "environment")
+        before, restarts, begun, answered, error = packages(python), 0, time.perf_counter(), None, ""
+
+        def note(cell, cell_index, **_) -> None:
+            nonlocal answered
+            if cell.id == answer_of(stem):
+                answered = time.perf_counter() - begun
+
+        with colab(python, folder, hub):
+            while True:
+                it = client(notebook, folder / "content", None if whole else answer_of(stem))
+                it.on_cell_executed = note
+                try:
+                    it.execute()
+                except CellExecutionError as failed:
+                    error = str(failed)[-2000:]
+                    if "Restart session" in error and restarts < 3:
+                        restarts, error = restarts + 1, ""
+                        continue
+                break
+        seconds, after = time.perf_counter() - begun, packages(python)
+    changed = {p: (before.get(p), v) for p, v in after.items() if before.get(p) != v}
+    cell = next((c for c in it.nb.cells if c.id == answer_of(stem)), None)
+    text = said(cell) if cell else ""
+    return {"seconds": seconds, "answered": answered, "restarts": restarts, "changed": changed, "answer": text,
+            "notebook": it.nb, "error": error, "packages": after}  # fmt: skip
+
+
+def row(stem: str, found: dict) -> list[str]:
+    new = sum(old is None for old, _ in found["changed"].values())
+    other = sorted(f"{name} {old} → {now}" for name, (old, now) in found["changed"].items() if old)
+    outcome = f"failed: {found['error'].splitlines()[-1][:90]}" if found["error"] else f"{found['seconds']:.0f}"
+    answered = f"{found['answered']:.0f}" if found["answered"] else "–"
+    return [stem, answered, outcome, str(found["restarts"]), str(new), ", ".join(other) or "none"]
+
+
+HEADER = ["notebook", "seconds to the first answer", "seconds in all", "restarts", "packages added", "exchanged"]
+ABOUT = """
+Each notebook runs from its first cell to its last, alone, in an environment of its own that has Colab's Python and its
+versions of what this series installs or uses. Seconds include installing: they depend on this machine and on its way to
+the package index. There is no GPU. 08 says in Colab that it needs a machine of your own.
+"""
+
+
+def tables(names: list[str], stems: list[str]) -> str:
+    text = [ABOUT.strip()]
+    with tempfile.TemporaryDirectory() as hub:
+        publish(pathlib.Path(hub) / ADDRESS)
+        for name in names:
+            rows = []
+            for stem in stems:
+                rows.append(row(stem, run(stem, name, pathlib.Path(hub), whole=True)))
+                print(*rows[-1], sep=" | ", flush=True)
+            published = (LISTS / f"{name}.txt").read_text(encoding="utf-8").partition(". ")[0].removeprefix("# ")
+            text += [f"## {published}, here with {python_of(name)}", report.table(HEADER, rows)]
+    return "\n\n".join(text)
+
+
+def news(published: str, kept: str) -> list[str]:
+    """What a published list has in another version than the list that is kept here, by name."""
+
+    def versions(text: str) -> dict[str, str]:
+        found = re.findall(r"^([\w.-]+)(?:==| @ .*?/[\w.]+-)([\d.]+(?:\.\w+)?)", text, re.M)
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+    now, then = versions(published), versions(kept)
+    changed = [name for name, version in then.items() if now.get(name) != version]
+    return [f"{name}: {then[name]} → {now.get(name, 'gone')}" for name in changed]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = sorted(path.stem for path in LISTS.glob("*.txt"))
+    parser.add_argument("lists", nargs="*", help=f"of {', '.join(known)}")
+    parser.add_argument("--notebooks", nargs="*", default=STEMS, help="their names; all when none is given")
+    parser.add_argument("--news", action="store_true", help="compare with what Colab publishes now, and run nothing")
+    parser.add_argument("--out", default=str(TABLE))
+    given = parser.parse_args()
+    if wrong := set(given.lists) - set(known):
+        parser.error(f"there is no list {', '.join(sorted(wrong))}")
+    if given.news:
+        kept = (LISTS / f"{known[-1]}.txt").read_text(encoding="utf-8")
+        for name in ("pip-freeze.txt", "os-info.txt"):
+            with urllib.request.urlopen(PUBLISHED + name, timeout=30) as answer:
+                text = answer.read().decode()
+            print("\n".join(news(text, kept) if name.startswith("pip") else re.findall(r"^Python .*$", text, re.M)))
+        return
+    text = tables(given.lists or known[::-1], given.notebooks)
+    report.write("Colab's runtimes", "python proofs/colab.py", text, given.out)
+
+
+if __name__ == "__main__":
+    main()
