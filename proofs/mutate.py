@@ -6,8 +6,8 @@ Each sabotage is a change that a tired writer could make: a setting dropped, ano
 together with what it guards, a cell that does nothing. The notebook is executed in a copy of the checkout, and the
 tests that read the execution run until one fails. Tests that read the notebook as text do not count and do not run. On
 the unchanged notebook, the control, all must pass. What the other notebooks have made is taken from the folder of
-artifacts, which must be of this checkout ('make run'). It takes about an hour. --again takes the caught ones from an
-earlier report, and runs the others and all controls.
+artifacts, which must be of this checkout ('make run'). It takes about an hour. --again takes from an
+earlier report what was caught, and runs the others, each notebook's with its control.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def attempt(stem: str, edits: list[tuple], copy: pathlib.Path) -> tuple[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(SABOTAGES), choices=list(SABOTAGES))
-    parser.add_argument("--again", help="an earlier report, whose caught sabotages are not applied again")
+    parser.add_argument("--again", help="an earlier report, whose caught sabotages and passed controls stand")
     parser.add_argument("--check", action="store_true", help="only say whether every sabotage meets its line")
     parser.add_argument("--out", help="the report's file")
     given = parser.parse_args()
@@ -247,8 +247,12 @@ def main() -> None:
     if given.again:
         for line in pathlib.Path(given.again).read_text(encoding="utf-8").splitlines():
             cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if len(cells) == 4 and cells[2] not in (ESCAPED, "caught by", "--", "passed"):
+            stands = cells[2] == "passed" if cells[1:2] == [CONTROL] else cells[2:3] not in ([ESCAPED], ["caught by"], ["--"])
+            if len(cells) == 4 and stands:
                 known[cells[0], cells[1]] = cells[2], cells[3]
+        for stem in SABOTAGES:
+            if any((stem, what) not in known for what, _ in SABOTAGES[stem]):
+                known.pop((stem, CONTROL), None)
     jobs = [(stem, what, edits) for stem in given.only for what, edits in [(CONTROL, []), *SABOTAGES[stem]]]
     rows: dict[tuple[str, str], tuple[str, str]] = {key: known[key] for key in known if key[0] in given.only}
     lock, copies = threading.Lock(), queue.Queue()

@@ -63,6 +63,9 @@ ANSWERS: dict[tuple[str, int], tuple[Any, str]] = {
     ("08_original_stack", 1): (lambda names: [0x88888888, 0x12345678, 0xFFFFFFFF],
                                "Add one to each of the eight hexadecimal digits."),
     ("08_original_stack", 2): (lambda names: "checkpoint_format", "One of the three was changed between 2023 and now."),
+    ("09_serving", 1): (lambda names: 16 * helpers.cache_bytes(names["lesson"].config, names["CONTEXT"]),
+                        "One conversation takes cache_bytes(lesson.config, CONTEXT)."),
+    ("09_serving", 2): (lambda names: ["vLLM", "llama.cpp"], "One of the two needs no torch, and starts in a second."),
 }  # fmt: skip
 
 

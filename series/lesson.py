@@ -21,7 +21,7 @@ from typing import Any
 
 from helpers.prompt import render_prompt
 from helpers.sizes import block_linears, model_weights, weight_bytes
-from series import answers, gate
+from series import answers, gate, serving
 from series import fit as fits
 from series.artifacts import ROOT, SEAL, artifacts_folder, disk_bytes, hold, key_of, require_disk, seal
 from series.console import quiet, versions_of
@@ -45,6 +45,7 @@ from series.texts import (
 )
 
 PLUGIN = ROOT / "series" / "plugin"
+SERVED = ("awq", "serving")  # the techniques that run vLLM
 TEMPORARY = tempfile.gettempdir()  # of the system: folders in folders make paths too long for vLLM's sockets
 PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others have made
 IMPORTS = {  # imported by start, so that their remarks stay out of the reader's sight
@@ -108,9 +109,14 @@ class Lesson:
 
         self._forget, tempfile.tempdir = forget, folder.name
         os.environ["TMPDIR"] = folder.name
-        if self.row.name == "awq":
+        if self.row.name in SERVED:
             sys.path.insert(0, str(PLUGIN))
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
+        if self.row.name == "serving":
+            commands = pathlib.Path(folder.name) / "bin"
+            print("\n".join(serving.commands(commands)))
+            os.environ["PATH"] = serving.search_path(commands)
+            self._watcher = serving.watch()
         with quiet():
             import torch
             import transformers
@@ -160,6 +166,8 @@ class Lesson:
         if "GPU_MEMORY" in given and machine.gpus:
             share = machine.vllm_share(min(given.get("GPUS", 1), len(machine.gpus)))
             self._set("GPU_MEMORY", min(share, given["GPU_MEMORY"]), "vLLM's share of all of the GPU's memory")
+        if "PORT" in given:
+            self._set("PORT", serving.free_port(given["PORT"], 3), "the first of three ports in a row that are free")
 
     def _require(self) -> None:
         """Refuse, before the work, what a library would end half-way."""
@@ -172,7 +180,7 @@ class Lesson:
             if importlib.import_module("bitsandbytes").functional.has_avx512bf16():  # where it lays weights out anew
                 raise ValueError("On this processor bitsandbytes wants layers with a multiple of 32 outputs, and some "
                                  f"have {sorted(s for s in odd if s % 32)}. 05_gguf.ipynb has none.")  # fmt: skip
-        if self.row.name != "awq":
+        if self.row.name not in SERVED:
             return
         if not self.machine.has_int4_kernel and weight_bytes(self.config) > 1e9:
             raise RuntimeError(
@@ -180,10 +188,10 @@ class Lesson:
                 "of at most half a billion parameters: use MODEL = 'tiny' or 'small', a GPU whose driver runs vLLM's "
                 "build (CUDA 13.0), or 05_gguf.ipynb, which runs anywhere."
             )
-        gpus = self._namespace["GPUS"]
+        gpus = self._namespace.get("GPUS", 1)
         if gpus > max(1, len(self.machine.gpus)):
             raise ValueError(f"GPUS = {gpus}, and this machine has {len(self.machine.gpus)}; without a GPU it stays 1.")
-        if self.published:
+        if self.published or self.row.name == "serving":
             return
         kind = self.config.model_type
         known = importlib.import_module("gptqmodel.models.auto").MODEL_MAP.get(kind)
@@ -206,8 +214,8 @@ class Lesson:
         more = {"context": given["CONTEXT"]} if "CONTEXT" in given else {}
         if row.calibrates:
             more |= {"group_size": given["GROUP_SIZE"], "bits": given.get("BITS", 4)}
-        if row.name == "awq":
-            more |= {"gpus": given["GPUS"], "overhead": OVERHEAD if self.machine.gpus else OVERHEAD_VLLM_CPU}
+        if row.name in SERVED:
+            more |= {"gpus": given.get("GPUS", 1), "overhead": OVERHEAD if self.machine.gpus else OVERHEAD_VLLM_CPU}
         where = row.where
         if row.name == "gguf" and given["GPU_LAYERS"]:
             where = "gpu" if given["GPU_LAYERS"] == -1 else "spread"
@@ -299,6 +307,18 @@ class Lesson:
                     if made.exists() and record["identity"] == self.base.identity:
                         return made, record
         raise RuntimeError(f"{row.notebook} ran, and what it should have made is not there.")
+
+    def served(self) -> tuple[str, str]:
+        """The checkpoint of 06_awq and the file of 05_gguf, made from this model; the notebooks run where they did not.
+
+        Their answers to the series' prompt are kept in ``answers``.
+        """
+        self.answers, found = {}, []
+        for name in ("awq", "gguf"):
+            made, record = self.made_today(name)
+            self.answers[name] = record["answer"]
+            found.append(str(made))
+        return found[0], found[1]
 
     @staticmethod
     def row_of(run: dict[str, Any]) -> Technique:

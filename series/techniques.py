@@ -106,6 +106,8 @@ TABLE = [
               environment=MAKING | VLLM, color="#cc79a7", marker="v"),
     Technique("comparison", "07_comparison", "", "16-bit", "", ("torch", "transformers", "matplotlib"),
               where="spread"),
+    Technique("serving", "09_serving", "", "AWQ", "vLLM, llama.cpp",
+              ("vllm", "xllamacpp", "openai", "torch", "transformers"), environment=VLLM),
     Technique("original", "08_original_stack", "", "16-bit", "transformers 4.45",
               ("transformers", "torch", "optimum", "auto-gptq", "ctransformers", "bitsandbytes")),
 ]  # fmt: skip
@@ -138,6 +140,7 @@ PARAMETERS = {
     "GPU_LAYERS": _whole(-1, 1000),
     "GPU_MEMORY": (lambda given: type(given) is float and 0 < given <= 1, "a share of the GPU's memory, up to 1.0"),
     "GPUS": _whole(1, 64),
+    "PORT": _whole(1024, 65000),
     "TEXT": _one_of("own", "wikitext"),
     "LADDERS": _one_of(True, False),
 }

@@ -24,7 +24,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "training")]
 
 import small  # noqa: E402
 from execute import execute  # noqa: E402
-from series import notebooks  # noqa: E402
+from series import notebooks, serving  # noqa: E402
+from series.artifacts import artifacts_folder  # noqa: E402
 from series.converter import llama_cpp_converter  # noqa: E402
 from series.models import TINY, prepare  # noqa: E402
 from series.techniques import BY_NOTEBOOK  # noqa: E402
@@ -33,11 +34,12 @@ from series.texts import calibration_texts  # noqa: E402
 ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BY_STEM = {path.stem: path for path in ALL}
 NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM)[1:7],),
-         "08_original_stack": ("04_gptq", "05_gguf")}  # fmt: skip
-FIRST = ("01", "00", "06", "05", "04", "08", "03", "02", "07")  # the longest first, and what they wait for
+         "08_original_stack": ("04_gptq", "05_gguf"), "09_serving": ("05_gguf", "06_awq")}  # fmt: skip
+FIRST = ("01", "00", "06", "05", "04", "09", "08", "03", "02", "07")  # the longest first, and what they wait for
 WORKERS = 2
 SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
 EXTRA = "extra"
+ENDS = {"awq": "awq", "gguf": "Q4_K_M.gguf"}
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```", re.S)
 
 # notebook, the cell with the constant, what stands there, what a slip of the pen would make of it, the cell that checks
@@ -92,6 +94,8 @@ def with_extras(notebook) -> nbformat.NotebookNode:
         caught = "except Exception as error:\n    print('seen:', type(error).__name__)\ndel names"
         source = f"names = dict(globals())\ntry:\n{body}    print('not seen')\n{caught}"
         faults.append(extra(f"fault-{number}", source))
+    if stem == "01_baseline":
+        faults.append(extra("types", "print({str(p.dtype) for p in model.parameters()})"))
     where = last if stem == "06_awq" else free  # 06 frees its engine before the lessons
     for cell in reversed(faults):
         notebook.cells.insert(where, cell)
@@ -138,17 +142,29 @@ def program(stem: str, path: str, converter: str, **parameters: object) -> str:
         lines.append(f"texts = {calibration_texts(2)!r}")
     if row.name == "gguf":
         lines += [f"converter = {converter!r}", "GPU_LAYERS = 0"]
+    if row.name == "serving":
+        lines += [f"awq = {made('awq')!r}", f"gguf = {made('gguf')!r}"]
     recipe = textwrap.indent(notebooks.recipe(stem), "    ")
+    if row.name == "serving":  # a server goes on until somebody ends it
+        recipe += "\n    llama.terminate(), vllm.terminate(), vllm.wait()"
     if row.name == "awq":  # as 06 says of a script: Python would wait for the engine
         recipe += "\n    llm.llm_engine.engine_core.shutdown()"
     return "\n".join(lines) + f"\nif __name__ == '__main__':\n{recipe}\n"  # vLLM starts its engine by a new import
+
+
+def made(technique: str) -> str:
+    """What the executed notebook of a technique has made of `tiny`."""
+    return str(next(artifacts_folder().glob(f"{technique}-tiny-zephyr-*/tiny-zephyr-{ENDS[technique]}")))
 
 
 def run_program(code: str, folder: pathlib.Path, stem: str) -> subprocess.CompletedProcess:
     row = BY_NOTEBOOK[stem]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     env |= {name: value for name, (value, _) in row.environment.items()}  # what start says for this machine
-    if row.name == "awq":  # the kernel for processors without AVX-512
+    if row.name == "serving":
+        serving.commands(folder / "bin")
+        env["PATH"] = serving.search_path(folder / "bin")
+    if row.name in ("awq", "serving"):  # the kernel for processors without AVX-512
         env["PYTHONPATH"] = str(ROOT / "series" / "plugin")
     file = folder / "program.py"
     file.write_text(code, encoding="utf-8")

@@ -41,7 +41,7 @@ def without_times(text: str) -> list[str]:
         for pattern in VOLATILE:
             line = pattern.sub("?", line)
         lines.append(re.sub(r"\s+", " ", line).strip())
-    return [line for line in lines if line]
+    return [line for line in lines if line.strip(".")]  # dots say that something goes on
 
 
 def masked(line: str) -> str:
@@ -56,6 +56,8 @@ def differences(committed, executed, same=lambda a, b: a == b, order=True) -> li
         if old.cell_type != "code" or "parameters" in old.metadata.get("tags", []):
             continue
         before, after = without_times(printed(old)), without_times(printed(new))
+        if "timing" in old.metadata.get("tags", []):  # the numbers of this cell are times and speeds
+            before, after = [*map(masked, before)], [*map(masked, after)]
         if not order:  # a table is sorted by what was measured
             before, after = sorted(before, key=masked), sorted(after, key=masked)
         alike = difflib.SequenceMatcher(None, [*map(masked, before)], [*map(masked, after)], autojunk=False)

@@ -11,6 +11,7 @@ import torch
 from gguf import GGUFReader
 
 from execution import cell, printed, shown
+from series.notebooks import default_parameters
 from series.quality import distance
 from series.record import read_scores, why_stale
 from series.techniques import BY_NOTEBOOK, MEASURED
@@ -186,6 +187,39 @@ def test_a_lesson_shows_what_it_claims(executed, stem, place, pattern, numbers, 
     assert found, text
     values = [float(group.replace(",", "").rstrip(".")) for group in found.groups()] if numbers else []
     assert values == pytest.approx(list(numbers), rel=close), text
+
+
+def percentages(text: str) -> dict[str, list[float]]:
+    """The rows of a printed table of percentages, by their names."""
+    found = {}
+    for line in text.splitlines():
+        if numbers := re.findall(r"([\d.]+)%", line):
+            found[re.split(r"\s{2,}", line.strip())[0]] = [*map(float, numbers)]
+    return found
+
+
+def test_the_steps_of_01_give_what_measure_records(executed, record):
+    """The perplexity that 01 computes in its own cell, over all windows, and the type that it loads."""
+    shows = re.search(rf"perplexity {NUMBER} on", printed(cell(executed("01_baseline"), "perplexity")))
+    assert float(shows[1]) == pytest.approx(record("01_baseline")["perplexity"], abs=2e-3)
+    wanted = str({f"torch.{default_parameters('01_baseline')['DTYPE']}"})
+    assert printed(cell(executed("01_baseline"), "types")).strip() == wanted
+
+
+def test_gptq_in_the_table_of_groups_is_the_one_of_the_table_of_errors(executed):
+    """Columns in their own order, groups of GROUP_SIZE: two cells compute the same error."""
+    notebook = executed("04_gptq")
+    groups, errors = (percentages(printed(cell(notebook, place))) for place in ("order", "errors"))
+    size = default_parameters("04_gptq")["GROUP_SIZE"]
+    assert groups[f"groups of {size}"][-1] == errors["4 bits"][1] < errors["4 bits"][0]
+
+
+def test_channels_with_large_activations_are_worth_keeping_and_others_are_not(executed):
+    rows = percentages(printed(cell(executed("06_awq"), "kept")))
+    whole, *others, best = rows.values()
+    for bits in (0, 1):
+        assert best[bits] < 0.95 * whole[bits]
+        assert all(0.95 * whole[bits] < other[bits] < 1.02 * whole[bits] for other in others)
 
 
 @pytest.mark.parametrize("stem", [*STEMS, "08_original_stack"])

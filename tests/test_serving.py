@@ -1,0 +1,207 @@
+"""The servers of 09_serving: what the notebook saw, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import openai
+import psutil
+import pytest
+
+from execution import ROOT, cell, made, printed, program, run_program
+from series import notebooks, serving
+
+STEM = "09_serving"
+MESSAGES = [{"role": "user", "content": "Tell me a funny joke about Large Language Models."}]
+
+
+# --- what the notebook saw ------------------------------------------------------------------
+
+
+def test_both_servers_give_the_answers_of_their_notebooks(executed):
+    text = printed(cell(executed(STEM), "full"))
+    assert text.count("the answer of its notebook: True") == 2
+    counts = {name: int(number) for name, number in re.findall(r"(\w+):.*; (\d+) tokens in", text)}
+    assert counts["gguf"] == counts["awq"] + 1, "llama.cpp begins with the token for it"
+    assert "mood" in printed(cell(executed(STEM), "schema"))
+
+
+def test_many_users_get_more_tokens_and_wait_longer(executed):
+    """16 at once against one after the other. On two busy cores the small model's figures scatter by half."""
+    found = re.findall(r"([\w-]+): 16 users get ([\d.]+) times", printed(cell(executed(STEM), "factor")))
+    times = {name: float(number) for name, number in found}
+    assert times.keys() == {"16-bit", "awq", "gguf"} and times["awq"] > 1.5 and min(times.values()) > 0.8, times
+    rows = re.findall(r"^(?:16-bit|awq|gguf)? +(1|2|4|8|16|32) ", printed(cell(executed(STEM), "table")), re.M)
+    assert rows == ["1", "2", "4", "8", "16", "32"] * 3
+
+
+def test_what_is_read_again_is_not_paid_again(executed):
+    text = printed(cell(executed(STEM), "prefix"))
+    for name in ("gguf", "awq"):
+        first, second = map(int, re.findall(rf"{name}: \d+ tokens read in (\d+) ms", text))
+        assert second < first
+
+
+def test_a_client_is_told_what_is_wrong(executed):
+    text = printed(cell(executed(STEM), "faults"))
+    for name in ("gguf", "awq"):
+        assert re.search(rf"{name}, a wrong key: 401", text) and re.search(rf"{name}, too long: 400", text), text
+    assert "awq, a wrong model: 404" in text and "gguf, a wrong model: answers with gguf" in text
+
+
+def test_the_cache_is_as_large_as_predicted(executed):
+    found = re.search(r"log says ([\d.]+) MiB; our sum is ([\d.]+) MiB", printed(cell(executed(STEM), "cache")))
+    assert float(found[1]) == pytest.approx(float(found[2]), rel=0.01) and float(found[1]) > 0
+
+
+def test_nothing_is_left_of_the_servers(executed):
+    assert "0 processes are left" in printed(cell(executed(STEM), "free"))
+
+
+@pytest.mark.slow
+def test_the_two_commands_and_the_client_run_in_a_project_without_ours(executed, tmp_path):
+    executed("05_gguf"), executed("06_awq")
+    port = serving.free_port(18000, 2)
+    done = run_program(program(STEM, made("gguf").removesuffix("-Q4_K_M.gguf"), "", PORT=port), tmp_path, STEM)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Large Language Model") == 3
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory, executed) -> dict[str, str]:
+    """An environment in which both commands are found, and a key."""
+    executed("05_gguf")
+    folder = tmp_path_factory.mktemp("commands")
+    serving.commands(folder)
+    return os.environ | {"PATH": serving.search_path(folder), "LLAMA_API_KEY": "secret"}
+
+
+@pytest.fixture
+def server(commands, tmp_path):
+    """llama.cpp's server with what 05_gguf has made, and its port."""
+    port = serving.free_port(18100, 1)
+    command = ["llama-server", "--model", made("gguf"), "--alias", "gguf", "--port", str(port), "--parallel", "2"]
+    with (tmp_path / "log").open("w") as log:
+        one = subprocess.Popen(command, env=commands, stdout=log, stderr=log, start_new_session=True)
+    until(lambda: healthy(port))
+    yield one, port
+    one.kill()
+    one.wait()
+
+
+def healthy(port: int) -> bool:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def until(holds, seconds: float = 30) -> None:
+    end = time.time() + seconds
+    while not holds():
+        assert time.time() < end, "it does not come"
+        time.sleep(0.2)
+
+
+def client(port: int) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=0)
+
+
+def test_a_server_listens_on_this_machine_alone(server):
+    one, port = server
+    family = [psutil.Process(one.pid), *psutil.Process(one.pid).children(recursive=True)]
+    found = [c.laddr for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+    assert found and {address.ip for address in found} == {"127.0.0.1"}, found
+
+
+def test_a_client_that_goes_away_leaves_the_server_well(server):
+    _, port = server
+    for _ in range(5):
+        stream = client(port).chat.completions.create(model="gguf", messages=MESSAGES, stream=True, max_tokens=200)
+        next(iter(stream))
+        stream.close()
+    answer = client(port).chat.completions.create(model="gguf", messages=MESSAGES, temperature=0, max_tokens=48)
+    assert "Large Language Model" in answer.choices[0].message.content
+
+
+def test_a_server_that_is_killed_while_it_answers_is_an_error(server):
+    one, port = server
+    request = dict(model="gguf", messages=MESSAGES, max_tokens=400, stream=True, extra_body={"ignore_eos": True})
+    with pytest.raises(Exception, match="(?i)connection|peer closed|incomplete"):
+        for number, _ in enumerate(client(port).chat.completions.create(**request)):
+            if number == 3:
+                os.killpg(one.pid, signal.SIGKILL)
+
+
+def test_a_taken_port_is_passed_over():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert serving.free_port(port - 1, 3) > port
+    with pytest.raises(OSError, match="No 70000 ports"):
+        serving.free_port(1024, 70000)
+
+
+def test_a_server_that_ends_before_it_is_ready_is_told(commands, tmp_path):
+    (tmp_path / "no.gguf").write_bytes(b"GGUF, but no more")
+    command = ["llama-server", "--model", str(tmp_path / "no.gguf"), "--port", str(serving.free_port(18200, 1))]
+    one = subprocess.Popen(command, env=commands, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    names = {"time": time, "urllib": urllib, "path": "the-model"}
+    exec(notebooks.cell(STEM, "wait")["source"].partition("\n\n\nwait(")[0], names)
+    with pytest.raises(RuntimeError, match="The server has ended. Its last words are in the-model-servers.log"):
+        names["wait"](one, int(command[-1]))
+
+
+def test_servers_end_with_their_kernel_even_when_it_is_killed(commands):
+    port = serving.free_port(18300, 1)
+    code = (
+        "import subprocess, time\nfrom series import serving\nserving.watch()\n"
+        f"subprocess.Popen(['llama-server', '--model', {made('gguf')!r}, '--port', '{port}'], start_new_session=True)\n"
+        "time.sleep(600)"
+    )
+    kernel = subprocess.Popen([sys.executable, "-c", code], env=commands | {"PYTHONPATH": str(ROOT)},
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    until(lambda: healthy(port))
+    kernel.kill()
+    kernel.wait()
+    until(lambda: not healthy(port), seconds=15)
+    until(lambda: not any("llama_server.py" in word and str(port) in " ".join(p.info["cmdline"])
+                          for p in psutil.process_iter(["cmdline"]) for word in p.info["cmdline"] or []))  # fmt: skip
+
+
+def test_the_service_is_one_that_systemd_takes(tmp_path):
+    """The tool that reads such files finds nothing to say, but that the program is not installed here."""
+    text = (ROOT / "examples" / "llama-server.service").read_text(encoding="utf-8")
+    assert "--host 127.0.0.1" in text and "LLAMA_API_KEY=" in text and "Restart=on-failure" in text
+    file = tmp_path / "llama-server.service"
+    file.write_text(text.replace("/usr/local/bin/llama-server", sys.executable), encoding="utf-8")
+    done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr.strip(), done.stderr
+    wrong = file.with_name("wrong.service")
+    wrong.write_text(file.read_text().replace("MemoryMax", "MemoryMost"), encoding="utf-8")
+    done = subprocess.run(["systemd-analyze", "verify", str(wrong)], capture_output=True, text=True)
+    assert "MemoryMost" in done.stderr
+
+
+def test_the_commands_that_are_missing_are_written_and_no_others(tmp_path, monkeypatch):
+    said = serving.commands(tmp_path / "bin")
+    assert {path.name for path in (tmp_path / "bin").iterdir()} == {line.partition(":")[0] for line in said}
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "llama-server").write_text("#!/bin/sh\n")
+    (own / "llama-server").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{own}{os.pathsep}{os.environ['PATH']}")
+    assert not any(line.startswith("llama-server") for line in serving.commands(tmp_path / "bin2"))
+    assert pathlib.Path(serving.search_path(own).split(os.pathsep)[0]) == own
