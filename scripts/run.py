@@ -87,6 +87,8 @@ def refresh(paths: list[pathlib.Path]) -> None:
             except NotebookFailed as error:
                 raise SystemExit(f"{error}\n\n{path.stem} failed; the committed notebook is as it was.") from None
         for cell in done.cells:
+            if cell.cell_type == "code":
+                cell.outputs = merged(cell.outputs)
             for output in cell.get("outputs", []):
                 if png := output.get("data", {}).get("image/png"):
                     output["data"]["image/png"] = smaller(png)
@@ -95,6 +97,17 @@ def refresh(paths: list[pathlib.Path]) -> None:
         scratch = path.with_suffix(".ipynb.part")
         nbformat.write(done, scratch)
         os.replace(scratch, path)
+
+
+def merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """What a cell printed in pieces as one text, as a reader's Jupyter shows it."""
+    found: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if found and output.output_type == "stream" == found[-1].output_type and output.name == found[-1].name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def smaller(png: str) -> str:

@@ -198,24 +198,27 @@ def percentages(text: str) -> dict[str, list[float]]:
     return found
 
 
-def test_the_steps_of_01_give_what_measure_records(executed, record):
+@pytest.mark.parametrize("stem", ["01_baseline"])
+def test_the_steps_of_01_give_what_measure_records(executed, record, stem):
     """The perplexity that 01 computes in its own cell, over all windows, and the type that it loads."""
-    shows = re.search(rf"perplexity {NUMBER} on", printed(cell(executed("01_baseline"), "perplexity")))
-    assert float(shows[1]) == pytest.approx(record("01_baseline")["perplexity"], abs=2e-3)
-    wanted = str({f"torch.{default_parameters('01_baseline')['DTYPE']}"})
-    assert printed(cell(executed("01_baseline"), "types")).strip() == wanted
+    shows = re.search(rf"perplexity {NUMBER} on", printed(cell(executed(stem), "perplexity")))
+    assert float(shows[1]) == pytest.approx(record(stem)["perplexity"], abs=2e-3)
+    wanted = str({f"torch.{default_parameters(stem)['DTYPE']}"})
+    assert printed(cell(executed(stem), "types")).strip() == wanted
 
 
-def test_gptq_in_the_table_of_groups_is_the_one_of_the_table_of_errors(executed):
+@pytest.mark.parametrize("stem", ["04_gptq"])
+def test_gptq_in_the_table_of_groups_is_the_one_of_the_table_of_errors(executed, stem):
     """Columns in their own order, groups of GROUP_SIZE: two cells compute the same error."""
-    notebook = executed("04_gptq")
+    notebook = executed(stem)
     groups, errors = (percentages(printed(cell(notebook, place))) for place in ("order", "errors"))
-    size = default_parameters("04_gptq")["GROUP_SIZE"]
+    size = default_parameters(stem)["GROUP_SIZE"]
     assert groups[f"groups of {size}"][-1] == errors["4 bits"][1] < errors["4 bits"][0]
 
 
-def test_channels_with_large_activations_are_worth_keeping_and_others_are_not(executed):
-    rows = percentages(printed(cell(executed("06_awq"), "kept")))
+@pytest.mark.parametrize("stem", ["06_awq"])
+def test_channels_with_large_activations_are_worth_keeping_and_others_are_not(executed, stem):
+    rows = percentages(printed(cell(executed(stem), "kept")))
     whole, *others, best = rows.values()
     for bits in (0, 1):
         assert best[bits] < 0.95 * whole[bits]
