@@ -116,6 +116,11 @@ def original() -> None:
     """The article's libraries in ORIGINAL, and a kernel with them that the series' own Jupyter finds."""
     python = ORIGINAL / "bin/python"
     install_torch(python)
+    if sys.version_info >= (3, 12):  # auto-gptq has no wheel, and its sources ask for the torch that is installed
+        pin = re.search(r"^auto-gptq==\S+", (ROOT / "requirements-2023.txt").read_text(encoding="utf-8"), re.M)[0]
+        os.environ["BUILD_CUDA_EXT"] = "0"
+        install("setuptools<81", "wheel", "numpy<2.3", python=python)
+        install("--no-build-isolation", "--no-deps", pin, python=python)
     install("-r", str(ROOT / "requirements-2023.txt"), python=python)
     names = ["--name", "series-2023", "--display-name", "Python, libraries of 2023"]
     place = ["--prefix", str(VENV), "--env", "SERIES_PYTHON", str(PYTHON)]
