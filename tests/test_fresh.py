@@ -35,13 +35,14 @@ def without_times(text: str) -> list[str]:
     """The lines of ``text`` with every volatile number put out."""
     lines, last = [], False
     for line in text.splitlines():
+        line = re.sub(r"^\.+(?=\D|$)", "", line)  # dots say that something goes on
         last = line.rstrip().endswith("tokens/s") or last and bool(line.strip())
         if last:  # the last column of a table
             line = re.sub(rf"{NUMBER}\s*$", "?", line)
         for pattern in VOLATILE:
             line = pattern.sub("?", line)
         lines.append(re.sub(r"\s+", " ", line).strip())
-    return [line for line in lines if line.strip(".")]  # dots say that something goes on
+    return [line for line in lines if line]
 
 
 def masked(line: str) -> str:
