@@ -41,6 +41,8 @@ def without_times(text: str) -> list[str]:
             line = re.sub(rf"{NUMBER}\s*$", "?", line)
         for pattern in VOLATILE:
             line = pattern.sub("?", line)
+        if re.match(r"PORT = \d+: ", line):
+            continue  # another program holds the first port
         lines.append(re.sub(r"\s+", " ", line).strip())
     return [line for line in lines if line]
 
