@@ -108,13 +108,13 @@ def test_news_of_colab_are_told_by_name():
 
 @pytest.fixture
 def bare(tmp_path) -> str:
-    """The Python of an environment with pip, ``series``, and a ``google.colab`` that imports nothing."""
+    """The Python of an environment with pip, ``colab`` of this series, and a ``google.colab`` that imports nothing."""
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     packages = next(environment.glob("lib/python*/site-packages"))
     (packages / "google" / "colab").mkdir(parents=True)
     (packages / "google" / "colab" / "__init__.py").touch()
-    (packages / "series.pth").write_text(f"{ROOT}\n")
+    (packages / "colab.py").symlink_to(ROOT / "series" / "colab.py")  # alone: the package needs more than pip
     return str(environment / "bin" / "python")
 
 
@@ -128,7 +128,7 @@ def test_a_package_that_only_shares_a_name_asks_for_no_restart(bare, tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shared-name\nVersion: 1.0\n")
     (info / "RECORD").write_text("google/protobuf/__init__.py,,\n")
     code = (
-        "import google.colab\nfrom series import colab\nprint('shared-name' in colab._loaded())\n"
+        "import google.colab\nimport colab\nprint('shared-name' in colab._loaded())\n"
         "import google.protobuf\nprint('shared-name' in colab._loaded())"
     )
     env = os.environ | {"PYTHONPATH": str(other)}
@@ -140,7 +140,7 @@ def test_an_image_without_torch_gets_the_cpu_build(bare, tmp_path):
     """vLLM's CPU build is made for one torch; the same way leads there from an image with another one."""
     (tmp_path / "requirements.txt").write_text((ROOT / "requirements.txt").read_text().partition("transformers==")[0])
     code = (
-        "import google.colab, pathlib\nfrom series import colab\n"
+        "import google.colab, pathlib\nimport colab\n"
         f"colab.ROOT = pathlib.Path({str(tmp_path)!r})\ncolab.install('01_baseline')\nimport torch\n"
         "print(torch.__version__, torch.version.cuda)"
     )
@@ -156,7 +156,7 @@ def test_a_replaced_package_asks_for_a_restart(bare, tmp_path):
     subprocess.run([bare, *older], check=True)
     (tmp_path / "requirements.txt").write_text(f"{requirements('05_gguf')['sentencepiece'][0]}  # 05\n")
     code = (
-        "import google.colab, pathlib, sentencepiece\nfrom series import colab\n"
+        "import google.colab, pathlib, sentencepiece\nimport colab\n"
         f"colab.ROOT = pathlib.Path({str(tmp_path)!r})\ncolab.install('05_gguf')"
     )
     first = subprocess.run([bare, "-c", code], capture_output=True, text=True)
