@@ -20,7 +20,7 @@ import nbformat
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)( \*This badge [^*]*\*)?")
 NOBODY = "OWNER/REPOSITORY"  # until somebody publishes it
-SETTING = re.compile(r"^REPOSITORY, TAG = .*$", re.M)
+SETTING = re.compile(r"^FETCH = .*$", re.M)
 
 
 def address(root: pathlib.Path = ROOT) -> tuple[str, str]:
@@ -38,8 +38,8 @@ def badge(repository: str, tag: str, name: str) -> str:
 
 def stamped(text: str, repository: str, tag: str, name: str) -> str:
     """One cell's text with the address put in; a text without a place for it comes back as it was."""
-    line = f'REPOSITORY, TAG = "https://github.com/{repository}", "{tag}"  # scripts/stamp.py writes this line'
-    return SETTING.sub(line, BADGE.sub(badge(repository, tag, name), text))
+    fetch = f"git -c advice.detachedHead=false clone -q --depth=1 -b {tag} https://github.com/{repository} shrink"
+    return SETTING.sub(f'FETCH = "{fetch}"', BADGE.sub(badge(repository, tag, name), text))
 
 
 def stamp(repository: str, tag: str, root: pathlib.Path = ROOT) -> list[str]:
@@ -58,7 +58,7 @@ def stamp(repository: str, tag: str, root: pathlib.Path = ROOT) -> list[str]:
         texts = [cell.source for cell in notebook.cells]
         settings = 0 if path.name.startswith("00") else 1
         if [sum(len(p.findall(text)) for text in texts) for p in (BADGE, SETTING)] != [1, settings]:
-            raise ValueError(f"{path.name} must have one badge and one line 'REPOSITORY, TAG = ...'.")
+            raise ValueError(f"{path.name} must have one badge and one line 'FETCH = ...'.")
         for cell in notebook.cells:
             cell.source = stamped(cell.source, repository, tag, path.name)
         if texts != [cell.source for cell in notebook.cells]:

@@ -88,8 +88,7 @@ def test_a_repository_that_is_not_there_stops_the_notebook(python, hub, tmp_path
 
 def test_a_notebook_that_was_not_published_runs_in_the_readers_own_clone(python, hub, tmp_path):
     """The address is not stamped; the repository lies beside the notebook, as an upload or 'git clone' leaves it."""
-    notebook, content = ROOT / "notebooks/00_start_here.ipynb", tmp_path / "content"
-    notebook = ROOT / "notebooks/01_baseline.ipynb"
+    notebook, content = ROOT / "notebooks/01_baseline.ipynb", tmp_path / "content"
     assert "OWNER" in notebook.read_text(encoding="utf-8")
     with stand_in.colab(python, tmp_path, hub):
         with pytest.raises(CellExecutionError, match="not published"):

@@ -100,7 +100,7 @@ def test_the_first_cell_sets_up_before_anything_heavy(path):
         imports = re.findall(r"^(?:import|from) (\w+)", "\n".join(cell.source for cell in rest), re.M)
         assert set(imports) == {"numpy", "matplotlib"}  # nothing to fetch, nothing to install
         return
-    assert len(run.code_lines(first.source)) <= 9
+    assert len(run.code_lines(first.source)) <= 8
     assert f'install("{path.stem}")' in first.source and "import torch" not in first.source
 
 
@@ -125,11 +125,11 @@ def test_another_address_reaches_badge_and_cell_and_nothing_else(path, tmp_path)
     assert "leads nowhere" in before.cells[changed[0]].source and "leads nowhere" not in after.cells[changed[0]].source
     if len(changed) == 1:
         return
-    assert 'REPOSITORY, TAG = "https://github.com/some-body/a.name", "v9.1"' in after.cells[changed[1]].source
+    assert " -b v9.1 https://github.com/some-body/a.name shrink" in after.cells[changed[1]].source
     for repository, tag in (("elsewhere", "v1"), ("some-body/a.name", "v 1")):
         with pytest.raises(ValueError, match="OWNER/NAME|no name of a tag"):
             stamp.stamp(repository, tag, tmp_path)
-    copy.write_text(copy.read_text(encoding="utf-8").replace("REPOSITORY, TAG = ", "ADDRESS = "), encoding="utf-8")
+    copy.write_text(copy.read_text(encoding="utf-8").replace("FETCH = ", "ADDRESS = "), encoding="utf-8")
     with pytest.raises(ValueError, match="must have one badge and one line"):
         stamp.stamp("some-body/a.name", "v9.1", tmp_path)
 
