@@ -247,9 +247,11 @@ def main() -> None:
     if given.again:
         for line in pathlib.Path(given.again).read_text(encoding="utf-8").splitlines():
             cells = [cell.strip() for cell in line.strip("|").split("|")]
-            stands = cells[2] == "passed" if cells[1:2] == [CONTROL] else cells[2:3] not in ([ESCAPED], ["caught by"], ["--"])
-            if len(cells) == 4 and stands:
-                known[cells[0], cells[1]] = cells[2], cells[3]
+            if len(cells) != 4:
+                continue
+            stem, what, verdict, seconds = cells
+            if verdict == "passed" if what == CONTROL else verdict not in (ESCAPED, "caught by", "--"):
+                known[stem, what] = verdict, seconds
         for stem in SABOTAGES:
             if any((stem, what) not in known for what, _ in SABOTAGES[stem]):
                 known.pop((stem, CONTROL), None)
