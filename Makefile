@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SETUP = @"$(PYTHON)" scripts/setup.py
 BIN = @"$(QUANT_VENV)/bin/python"
 
-.PHONY: run check test test-all original refresh ladders guide shape speed audit newest lock lab
+.PHONY: run check test test-all original refresh ladders guide shape speed formats audit newest lock lab
 
 run:
 	$(SETUP) core
@@ -16,7 +16,7 @@ run:
 	$(SETUP) ahead
 	$(BIN) scripts/run.py run 00 02 03 04
 	$(SETUP) all
-	$(BIN) scripts/run.py run 05 06 07 09
+	$(BIN) scripts/run.py run 05 06 07 09 10 11
 	$(SETUP) original
 	$(BIN) scripts/run.py run 08
 
@@ -55,6 +55,14 @@ shape:
 speed:
 	$(SETUP) all
 	$(BIN) scripts/speed.py
+
+# What is no requirement of the series goes into a folder apart, and is gone afterwards.
+formats:
+	$(SETUP) all
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; python="$$QUANT_VENV/bin/python"; \
+	"$$python" -m uv pip install --quiet --no-deps --target "$$folder" \
+		$$("$$python" -c 'import sys; sys.path.insert(0, "scripts"); import formats; print(*formats.EXTRAS)' 2>/dev/null); \
+	PYTHONPATH="$$folder" "$$python" scripts/formats.py
 
 # --strict: a package that the index does not know is an error, not a clean bill.
 audit:

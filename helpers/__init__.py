@@ -4,6 +4,7 @@ Importing the package is cheap: torch and transformers are imported by the funct
 """
 
 from helpers.exercise import check
+from helpers.files import which_file
 from helpers.memory import clear_cache, tensor_bytes
 from helpers.prompt import MESSAGES, render_prompt
 from helpers.sizes import bits_per_weight, block_linears, cache_bytes, weight_bytes
@@ -18,4 +19,5 @@ __all__ = [
     "render_prompt",
     "tensor_bytes",
     "weight_bytes",
+    "which_file",
 ]

@@ -31,8 +31,8 @@ def tensor_bytes(model: Any) -> int:
     """Bytes of every tensor of a torch module, each storage counted once.
 
     Counts parameters, buffers, tensors that a kernel keeps as plain attributes, what bitsandbytes keeps beside a
-    4-bit weight (``quant_state``: the block constants), which ``get_memory_footprint()`` leaves out, and the layers
-    that Accelerate keeps in memory for a GPU; those on the disk are not counted.
+    4-bit weight (``quant_state``: the block constants), which ``get_memory_footprint()`` leaves out, the parts of
+    torchao's tensors, and the layers that Accelerate keeps in memory for a GPU; those on the disk are not counted.
     """
     import torch
 
@@ -45,8 +45,15 @@ def tensor_bytes(model: Any) -> int:
             state = getattr(state, "state2", None)  # bitsandbytes deletes it on some processors
     for module in model.modules():
         tensors += _offloaded(getattr(module, "_hf_hook", None))
-    storages = [t.untyped_storage() for t in tensors if t.device.type != "meta"]
+    storages = [part.untyped_storage() for t in tensors if t.device.type != "meta" for part in _parts(t)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _parts(tensor: Any) -> list[Any]:
+    """The plain tensors that hold the numbers: of torchao's integers and their scales, of any other tensor itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
 
 
 def _offloaded(hook: Any) -> list[Any]:

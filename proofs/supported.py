@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError  # noqa: E402
 
 from architectures import make_model  # noqa: E402
 from series.comparison import in_one_kernel  # noqa: E402
-from series.techniques import MEASURED  # noqa: E402
+from series.techniques import SIX  # noqa: E402
 
 QUICK = {"04_gptq": {"CALIBRATION_TEXTS": 8}, "06_awq": {"CALIBRATION_TEXTS": 4}}
 # What random weights say in an exam is noise: eight questions instead of 200.
@@ -34,7 +34,7 @@ import series.lesson, series.record
 for module in (series.lesson, series.record):
     module.exam_questions = lambda model, all_of_them=module.exam_questions: all_of_them(model)[:8]
 """
-STEMS = [row.notebook for row in MEASURED]
+STEMS = [row.notebook for row in SIX]
 
 
 def with_list_of_templates(folder: pathlib.Path) -> None:

@@ -1,8 +1,8 @@
-"""Many users at once on GPUs: vLLM's server with a model of Zephyr's shape, in 16 bits and as AWQ, on one GPU and two.
+"""Many users at once on GPUs: vLLM's server with Zephyr's shape in 16 bits, FP8 and AWQ, on one GPU and two.
 
-    python scripts/speed_serving.py [--gpus 1 2] [--users 1 4 16 64] [--out FILE]
+    python scripts/speed_serving.py [--gpus 1 2] [--rows NAME ...] [--users 1 4 16 64] [--out FILE]
 
-Makes both checkpoints with random weights (speed does not depend on their values), starts one server after the other,
+Makes the checkpoints with random weights (speed does not depend on their values), starts one server after the other,
 and puts each under load with ``vllm bench serve``. 09_serving shows the committed result.
 """
 
@@ -28,6 +28,7 @@ from series import serving
 
 ROWS = [  # name, checkpoint, GPUs, what is shared
     ("16-bit, 1 GPU", "base", 1, []), ("AWQ, 1 GPU", "awq", 1, []),
+    ("FP8 dynamic, 1 GPU", "base", 1, ["--quantization", "fp8"]), ("FP8 static, 1 GPU", "fp8", 1, []),
     ("16-bit, tensor parallel 2", "base", 2, ["--tensor-parallel-size", "2"]),
     ("AWQ, tensor parallel 2", "awq", 2, ["--tensor-parallel-size", "2"]),
     ("16-bit, pipeline parallel 2", "base", 2, ["--pipeline-parallel-size", "2"]),
@@ -56,6 +57,28 @@ def make_awq(base: pathlib.Path, folder: pathlib.Path) -> None:
     quantization = dict(quant_method="awq", bits=4, group_size=128, zero_point=True, version="gemm")
     config = json.loads((base / "config.json").read_text())
     config |= {"quantization_config": quantization, "dtype": "float16"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    for file in base.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+
+
+def make_fp8(base: pathlib.Path, folder: pathlib.Path) -> None:
+    """A checkpoint in FP8: one scale for each matrix, and a fixed one for its activations, as vLLM's 'fp8' reads it."""
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir()
+    tensors = {}
+    for file in base.glob("*.safetensors"):
+        for name, weight in load_file(file).items():
+            tensors[name] = weight
+            if name.endswith("_proj.weight"):
+                scale = weight.abs().max().float() / 448
+                tensors[name] = (weight.float() / scale).to(torch.float8_e4m3fn)
+                tensors[f"{name}_scale"] = scale
+                tensors[name.removesuffix("weight") + "input_scale"] = torch.tensor(0.01)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    config |= {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     for file in base.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
@@ -91,6 +114,7 @@ def measure(row: tuple, scratch: pathlib.Path, users: list[int], more: list[str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rows", nargs="+", choices=[row[0] for row in ROWS], default=[row[0] for row in ROWS])
     parser.add_argument("--users", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--layers", type=int, default=speed.SHAPES["cuda"]["num_hidden_layers"])
     parser.add_argument("--flags", default="", help="more for vLLM, such as '--attention-backend TRITON_ATTN'")
@@ -98,7 +122,8 @@ def main() -> None:
     given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("This needs a GPU; 09_serving.ipynb measures a small model on a processor.")
-    rows = [row for row in ROWS if row[2] in given.gpus and row[2] <= torch.cuda.device_count()]
+    most = torch.cuda.device_count()
+    rows = [row for row in ROWS if row[0] in given.rows and row[2] in given.gpus and row[2] <= most]
     result = {"machine": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
               "versions": {name: importlib.metadata.version(name) for name in ("vllm", "torch", "transformers")},
               "layers": given.layers, "flags": given.flags, "tokens": {"prompt": 256, "answer": 128},
@@ -107,7 +132,9 @@ def main() -> None:
         scratch = pathlib.Path(folder)
         speed.make_base(scratch / "base", given.layers)
         torch.cuda.empty_cache()
-        make_awq(scratch / "base", scratch / "awq")
+        for name, make in {"awq": make_awq, "fp8": make_fp8}.items():
+            if any(row[1] == name for row in rows):
+                make(scratch / "base", scratch / name)
         for row in rows:
             try:
                 result["rows"].append(measure(row, scratch, given.users, given.flags.split()))

@@ -32,6 +32,11 @@ def _fewest(names: dict[str, Any]) -> str:
     return sorted((bits[name], name) for name in names["SIX"] if runs[name]["right_answers"] >= floor)[0][1]
 
 
+def _finest(names: dict[str, Any]) -> str:
+    files = [f"Llama-3.1-8B-{name}" for name in names["page"] if name.endswith(".gguf")]
+    return helpers.which_file(files, names["llama"], 6e9, context=8_192)[0]["format"]
+
+
 def _shards(names: dict[str, Any]) -> list[list[str]]:
     files = [file.name for file in names["files"]]
     layers = range(names["lesson"].config.num_hidden_layers)
@@ -66,6 +71,13 @@ ANSWERS: dict[tuple[str, int], tuple[Any, str]] = {
     ("09_serving", 1): (lambda names: 16 * helpers.cache_bytes(names["lesson"].config, names["CONTEXT"]),
                         "One conversation takes cache_bytes(lesson.config, CONTEXT)."),
     ("09_serving", 2): (lambda names: ["vLLM", "llama.cpp"], "One of the two needs no torch, and starts in a second."),
+    ("10_which_file", 1): (lambda names: "larger", "What is the quantizer asked to make small?"),
+    ("10_which_file", 2): (_finest, "Keep the names in page that end with .gguf, and take the first row."),
+    ("11_newer_formats", 1): (lambda names: [4.25, 4.5], "The scale's 8 bits are shared by the weights of a block."),
+    ("11_newer_formats", 2): (lambda names: names["block"].dequantize(names["torch"].float32),
+                              "codes & 7 is the place in FP4; torch.exp2 makes the scale."),
+    ("11_newer_formats", 3): (lambda names: ["W4A16", "FP8", "NVFP4"],
+                              "FP8 begins at 8.9, NVFP4 at 10.0; what is only unpacked should have few bytes."),
 }  # fmt: skip
 
 

@@ -25,10 +25,11 @@ from series.models import find
 from series.quality import choose, distance, perplexity, right_answers
 from series.record import figures, read_record, read_scores, why_stale
 from series.runtimes import Transformers, Vllm
-from series.techniques import CALIBRATIONS, MEASURED, TECHNIQUES
+from series.techniques import CALIBRATIONS, SIX, TECHNIQUES
 from series.texts import exam_prompts, exam_questions
 
 GGUF, GPTQ = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), (8, 4, 3, 2)
+IMATRIX, FORMATS = ("Q4_K_M", "Q3_K_M", "Q2_K", "IQ3_XXS"), ("INT8", "FP8", "NVFP4")
 # Every weight rounded to the nearest level of its group: bits, weights in a group, and whether the grid is symmetric.
 CONTROLS = [(bits, size, symmetric) for bits in (4, 3) for size, symmetric in ((128, True), (128, False), (32, False))]
 ZERO_POINT = [(4, 128), (4, 32)]  # GPTQ's bits, and weights in a group
@@ -45,7 +46,7 @@ gc.collect()
 
 def six(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """The record's name -> the notebook that makes it, and its parameters."""
-    return {row.record_name(notebooks.default_parameters(row.notebook)): (row.notebook, {}) for row in MEASURED}
+    return {row.record_name(notebooks.default_parameters(row.notebook)): (row.notebook, {}) for row in SIX}
 
 
 def ladders(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -59,6 +60,8 @@ def ladders(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
     runs |= {f"GGUF {kind}": ("05_gguf", {"QUANT_TYPE": kind}) for kind in GGUF}
     runs |= {f"GPTQ {bits}-bit": ("04_gptq", {"BITS": bits}) for bits in (GPTQ if model == "tiny" else (4, 3))}
     runs["GPTQ 4-bit, groups of 32"] = ("04_gptq", {"GROUP_SIZE": 32})
+    runs |= {f"GGUF {kind}, importance matrix": ("10_which_file", {"QUANT_TYPE": kind}) for kind in IMATRIX}
+    runs |= {kind: ("11_newer_formats", {"FORMAT": kind}) for kind in FORMATS}
     if model != "tiny":
         return runs
     for kind, note in CALIBRATIONS.items():

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from helpers.sizes import FORMATS, GGUF_TYPES, cache_bytes, model_weights, weight_bytes
+from helpers.sizes import GGUF_TYPES, cache_bytes, model_weights, weight_bytes
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Machine, gb
 from series.models import Checkpoint
 from series.techniques import BY_NOTEBOOK, MEASURED
 
 NOTEBOOKS = {row.kind: row.notebook for row in reversed(MEASURED)} | dict.fromkeys(GGUF_TYPES, "05_gguf")
+# What is named where a model does not fit.
+ADVISED = ("16-bit", "NF4", "GPTQ", "AWQ", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 GROUP_SIZES = (128, 64, 32)
 # Bytes that such cards report in all ('nvidia-smi', total memory).
 CARDS = {
@@ -106,7 +108,7 @@ def preflight(
     """Print what a run will download, whether the model fits and which kernel computes, before anything is fetched.
 
     Args:
-        kind: the format to load, one of ``FORMATS``.
+        kind: the format to load, one of ``helpers.sizes.FORMATS``.
         fetched: the checkpoints that the run needs.
         make: the format is made here, so the 16-bit model must fit as well.
         settings: those of ``fit_on``.
@@ -139,7 +141,7 @@ def preflight(
 
 def _advice(machine: Machine, config: Any, missed: Fit) -> str:
     would, can_make = [], fit_on(machine, config, "16-bit").fits
-    for kind in FORMATS:
+    for kind in ADVISED:
         overhead = OVERHEAD_VLLM_CPU if kind == "AWQ" and not machine.gpus else OVERHEAD
         where = BY_NOTEBOOK[NOTEBOOKS[kind]].where if kind != "16-bit" else "gpu"
         found = fit_on(machine, config, kind, overhead=overhead, where=where)

@@ -13,7 +13,7 @@ from series.models import MODELS
 __all__ = ["CARDS", "bits_of", "decision_table", "read_quality", "read_speed", "speed_results", "users_that_fit"]
 BENCHMARKS = ROOT / "benchmarks"
 LLAMA_CPP = "https://github.com/ggml-org/llama.cpp/tree/master/tools/perplexity"
-AWQ_PAPER = "https://arxiv.org/abs/2306.00978"
+AWQ_PAPER, FP8_PAPER = "https://arxiv.org/abs/2306.00978", "https://arxiv.org/abs/2411.02355"
 # Published figures of real models. KL divergence from the 16-bit model and perplexity: llama.cpp, Llama-3-8B, tables
 # of its perplexity and quantize tools. Perplexity of Llama-2-7B in groups of 128: AWQ paper, table 4.
 LLAMA_3_8B = {
@@ -39,6 +39,12 @@ def read_quality(model: str = "tiny") -> dict[str, Any]:
     """The committed figures of a model, from 07_comparison: ``runs`` by name, none if there are no such figures."""
     file = BENCHMARKS / f"quality-{model}.json"
     return json.loads(file.read_text(encoding="utf-8")) if model in MODELS and file.is_file() else {"runs": {}}
+
+
+def read_formats() -> dict[str, dict[str, Any]]:
+    """What ``scripts/formats.py`` found on each device: 'cpu' -> device, versions and rows, and so on."""
+    files = sorted(BENCHMARKS.glob("formats-*.json"))
+    return {file.stem.removeprefix("formats-"): json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def speed_of(benchmark: dict[str, Any], kind: str, measure: str = "decode_1") -> float:
@@ -82,6 +88,9 @@ def decision_table(folder: str = "notebooks/") -> str:
         return f"[{text}]({folder}{notebook}.ipynb)"
 
     nf4 = speed_of(gpu, "nf4") / speed_of(gpu, "bf16")
+    served = {row["name"]: row["users"] for row in read_speed("serving-h100")["rows"]}
+    fp8 = {count: served["FP8 dynamic, 1 GPU"][count]["tokens/s"] / users["tokens/s"]
+           for count, users in served["16-bit, 1 GPU"].items()}  # fmt: skip
     awq = LLAMA_2_7B["AWQ"] / LLAMA_2_7B["16-bit"] - 1
     rows = [
         ("a laptop with 8 GB", link("GGUF, Q4_K_M", "05_gguf"), "llama.cpp", size("Q4_K_M"), worse("Q4_K_M"),
@@ -95,7 +104,11 @@ def decision_table(folder: str = "notebooks/") -> str:
          f"perplexity {LLAMA_2_7B['GPTQ'] / LLAMA_2_7B['16-bit'] - 1:+.1%} [2]", "fast with a fused kernel (vLLM)"),
         ("a card with 24 GB", link("16 bits", "01_baseline"), "transformers or vLLM", size("16-bit"), "nothing is lost",
          "the reference; four bits leave room for longer texts or for a model of 13 to 30 billion weights"),
-        ("a server card, many users", link("AWQ", "06_awq"), "vLLM", size("AWQ"), f"perplexity {awq:+.1%} [2]",
+        ("a server card from Ada or Hopper on, many users", link("FP8", "11_newer_formats"), "vLLM", size("FP8"),
+         "effectively lossless on Llama-3.1 [4]",
+         f"on an H100 {fp8['1']:.1f} times vLLM's 16 bits for one user, {fp8['16']:.1f} times for 16 [5]"),
+        ("a server card that is older, or short of memory", link("AWQ", "06_awq"), "vLLM", size("AWQ"),
+         f"perplexity {awq:+.1%} [2]",
          f"on an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 bits, and AWQ {vllm[1]:.1f} times on "
          "top [3]"),
         ("several small devices, or a disk and patience", link("sharding", "02_sharding"), "transformers, Accelerate",
@@ -110,13 +123,15 @@ def decision_table(folder: str = "notebooks/") -> str:
 SOURCES = (
     f"Sizes are computed from Zephyr's configuration by `weight_bytes`. [1] [llama.cpp]({LLAMA_CPP}), Llama-3-8B. "
     f"[2] [AWQ paper]({AWQ_PAPER}), Llama-2-7B, groups of 128. [3] `make speed`, one user; the files in `benchmarks/` "
-    "name the machine and the versions."
+    f"name the machine and the versions. [4] [500,000 evaluations of FP8, INT8 and INT4]({FP8_PAPER}). "
+    "[5] `scripts/speed_serving.py`, `benchmarks/serving-h100.json`."
 )
 
 
 def bits_of(config: Any, figures: dict[str, Any]) -> float:
     """Bits per weight in the blocks of a run, constants included, from its technique and settings."""
-    kinds = {"nf4": "NF4", "gptq": "GPTQ", "awq": "AWQ", "gguf": figures["settings"].get("QUANT_TYPE")}
+    kinds = {"nf4": "NF4", "gptq": "GPTQ", "awq": "AWQ", "gguf": figures["settings"].get("QUANT_TYPE"),
+             "imatrix": figures["settings"].get("QUANT_TYPE"), "formats": figures["settings"].get("FORMAT")}
     settings = figures["settings"]
     kind = kinds.get(figures["technique"], "16-bit")
     return bits_per_weight(config, kind, settings.get("BITS", 4), settings.get("GROUP_SIZE", 128))

@@ -20,7 +20,7 @@ import weakref
 from typing import Any
 
 from helpers.prompt import render_prompt
-from helpers.sizes import block_linears, model_weights, weight_bytes
+from helpers.sizes import NEED_IMATRIX, block_linears, model_weights, weight_bytes
 from series import answers, gate, serving
 from series import fit as fits
 from series.artifacts import ROOT, SEAL, artifacts_folder, disk_bytes, hold, key_of, require_disk, seal
@@ -50,7 +50,9 @@ TEMPORARY = tempfile.gettempdir()  # of the system: folders in folders make path
 PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others have made
 IMPORTS = {  # imported by start, so that their remarks stay out of the reader's sight
     "gptq": ("transformers", "optimum.gptq", "gptqmodel"), "awq": ("transformers", "gptqmodel", "vllm"),
-    "gguf": ("transformers", "llama_cpp"), "nf4": ("transformers", "bitsandbytes"),
+    "gguf": ("transformers", "llama_cpp"), "imatrix": ("transformers", "llama_cpp"),
+    "nf4": ("transformers", "bitsandbytes"),
+    "formats": ("transformers", "torchao.quantization", "torchao.prototype.mx_formats"),
     "original": ("bitsandbytes",),
 }  # fmt: skip
 
@@ -175,6 +177,9 @@ class Lesson:
             wikitext()
             if self.row.name == "awq" and self._namespace["CONTEXT"] <= WIKITEXT_WINDOW:
                 raise ValueError(f"TEXT = 'wikitext' has windows of {WIKITEXT_WINDOW} tokens; set CONTEXT higher.")
+        if self.row.name == "gguf" and self.settings["QUANT_TYPE"] in NEED_IMATRIX:
+            raise ValueError(f"llama.cpp makes {self.settings['QUANT_TYPE']} with an importance matrix only: "
+                             "10_which_file.ipynb makes one.")  # fmt: skip
         odd = {w.shape[0] for w in model_weights(self.config) if w.role == "linear"}
         if self.row.name == "nf4" and not self.machine.gpus and any(size % 32 for size in odd):
             if importlib.import_module("bitsandbytes").functional.has_avx512bf16():  # where it lays weights out anew
@@ -212,12 +217,12 @@ class Lesson:
     def _preflight(self) -> fits.Fit:
         given, row = self._namespace, self.row
         more = {"context": given["CONTEXT"]} if "CONTEXT" in given else {}
-        if row.calibrates:
+        if "GROUP_SIZE" in given:
             more |= {"group_size": given["GROUP_SIZE"], "bits": given.get("BITS", 4)}
         if row.name in SERVED:
             more |= {"gpus": given.get("GPUS", 1), "overhead": OVERHEAD if self.machine.gpus else OVERHEAD_VLLM_CPU}
         where = row.where
-        if row.name == "gguf" and given["GPU_LAYERS"]:
+        if "GPU_LAYERS" in given and given["GPU_LAYERS"]:
             where = "gpu" if given["GPU_LAYERS"] == -1 else "spread"
         if row.name == "sharding" and not fits.fit_on(self.machine, self.config, "16-bit").fits:
             where = "memory"  # written from ordinary memory
@@ -244,7 +249,7 @@ class Lesson:
             self.made.unlink(missing_ok=True)
             self.made.symlink_to(found)
         elif row.makes and not self.made.exists():
-            require_disk(self.fit.weights + (2 * self.fit.weights if row.name == "gguf" else 0))
+            require_disk(self.fit.weights + (weight_bytes(self.config) if row.library == "llama.cpp" else 0))
         self.texts: list[str] = []
         if row.calibrates:
             from transformers import AutoTokenizer
@@ -252,7 +257,7 @@ class Lesson:
             count, kind = self._namespace["CALIBRATION_TEXTS"], self._namespace["CALIBRATION"]
             self.texts = calibration_texts(count, kind, AutoTokenizer.from_pretrained(self.path), self.model)
             self._set("CALIBRATION_TEXTS", len(self.texts), "as many documents as there are")
-        self.converter = str(llama_cpp_converter()) if row.name == "gguf" and not self.published else ""
+        self.converter = str(llama_cpp_converter()) if row.library == "llama.cpp" and not self.published else ""
 
     @property
     def made(self) -> pathlib.Path:
@@ -264,6 +269,27 @@ class Lesson:
     def windows(self, tokenizer: Any) -> list[list[int]]:
         """The held-out text as lists of token ids: the same ones in every notebook."""
         return held_out_windows(tokenizer, self.model)
+
+    def scores(self, model: Any) -> list[Any]:
+        """For each window of the held-out text its log-probabilities, [positions, vocabulary], in float32.
+
+        Args:
+            model: of transformers, llama.cpp or vLLM; or a GGUF file, which is loaded for it.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer, opened = AutoTokenizer.from_pretrained(self.path), None
+        if isinstance(model, str):
+            layers = self._namespace.get("GPU_LAYERS", 0)
+            with quiet():
+                model = opened = importlib.import_module("llama_cpp").Llama(model, n_ctx=64, n_gpu_layers=layers,
+                                                                            verbose=False)  # fmt: skip
+        runtime, windows = runtime_of(model, tokenizer, self.linears), self.windows(tokenizer)
+        rows = zip(runtime.scores(windows), windows, strict=True)
+        found = [scores[: len(ids) - 1].astype("float32") for scores, ids in rows]
+        if opened is not None:
+            opened.close()
+        return found
 
     def exam(self, tokenizer: Any) -> tuple[list[dict[str, Any]], list[list[int]]]:
         """The exam's questions with their right answers, and their prompts as token ids."""

@@ -85,6 +85,8 @@ class Machine:
             if kind == "GPTQ":
                 return "gptqmodel's in PyTorch, which unpacks the integers first: the fused ones are for GPUs"
             return "vLLM's for AVX-512" if self.has_int4_kernel else "none in vLLM: this processor has no AVX-512"
+        if kind in ("INT8", "FP8", "NVFP4", "MXFP4"):
+            return "torchao's, which unpacks the weights to 16 bits first"
         if kind == "NF4":
             return "bitsandbytes' own, for the " + ("GPU" if self.gpu else "processor")
         return "torch's matrix product" if kind == "16-bit" else "llama.cpp's own"
@@ -133,6 +135,10 @@ def multiply_in_32_bits() -> bool:
 
     def widened(plain: Any) -> Any:
         def product(a: Any, b: Any, *more: Any, **named: Any) -> Any:
+            if hasattr(b, "__tensor_flatten__"):  # one of torchao's: unpacked, if only the weights are quantized
+                if getattr(b, "act_quant_kwargs", None) is not None or a.dtype != torch.bfloat16:
+                    return plain(a, b, *more, **named)
+                b = b.dequantize()
             if not a.dtype == b.dtype == torch.bfloat16:
                 return plain(a, b, *more, **named)
             more = [None if m is None else m.float() for m in more]

@@ -74,7 +74,10 @@ class Transformers:
 
     def layer(self) -> tuple[str, int, int]:
         """The class of a linear layer in the blocks, how many of them are quantized, and how many there are."""
-        kinds = [type(self.model.get_submodule(name)).__name__ for name in self.linears]
+        layers = [self.model.get_submodule(name) for name in self.linears]
+        packed = [getattr(layer, "weight", None) for layer in layers]  # torchao changes the weight, and not the layer
+        kinds = [type(weight if hasattr(weight, "__tensor_flatten__") else layer).__name__
+                 for layer, weight in zip(layers, packed, strict=True)]  # fmt: skip
         return kinds[0], sum(kind != "Linear" for kind in kinds), len(kinds)
 
 

@@ -29,7 +29,7 @@ class Technique:
         name: as ``start`` knows it.
         notebook: the notebook that teaches it.
         record: what the tables call a run, with its settings filled in.
-        kind: its format, one of ``helpers.sizes.FORMATS``; for GGUF the setting QUANT_TYPE decides.
+        kind: its format, one of ``helpers.sizes.FORMATS``; a setting QUANT_TYPE or FORMAT decides before it.
         library: what runs the model.
         packages: whose versions explain the numbers; the first is what the technique is made by.
         settings: the parameters, beyond MAX_NEW_TOKENS, that decide the result.
@@ -62,7 +62,7 @@ class Technique:
         return self.record.format(**settings) + size + note
 
     def format_of(self, settings: dict[str, Any]) -> str:
-        return settings.get("QUANT_TYPE", self.kind)
+        return settings.get("QUANT_TYPE", settings.get("FORMAT", self.kind))
 
 
 MAKING = {
@@ -104,6 +104,11 @@ TABLE = [
               ("GROUP_SIZE", "CALIBRATION_TEXTS", "CALIBRATION"), makes="-awq", calibrates=True,
               published={"zephyr": Published("TheBloke/zephyr-7B-beta-AWQ", "main")},
               environment=MAKING | VLLM, color="#cc79a7", marker="v"),
+    Technique("imatrix", "10_which_file", "GGUF {QUANT_TYPE}, importance matrix", "Q4_K_M", "llama.cpp",
+              ("llama-cpp-python", "gguf", "transformers"), ("QUANT_TYPE", "CALIBRATION_TEXTS", "CALIBRATION"),
+              where="memory", makes="-{QUANT_TYPE}-imatrix.gguf", calibrates=True, color="#56b4e9", marker="D"),
+    Technique("formats", "11_newer_formats", "{FORMAT}", "FP8", "torchao", ("torchao", "torch", "transformers"),
+              ("FORMAT",), makes="-{FORMAT}", color="#8c564b", marker="P"),
     Technique("comparison", "07_comparison", "", "16-bit", "", ("torch", "transformers", "matplotlib"),
               where="spread"),
     Technique("serving", "09_serving", "", "AWQ", "vLLM, llama.cpp",
@@ -113,6 +118,7 @@ TABLE = [
 ]  # fmt: skip
 TECHNIQUES = {row.name: row for row in TABLE}
 MEASURED = [row for row in TABLE if row.record]  # those that leave a record
+SIX = [row for row in MEASURED if row.notebook < "07"]  # the article's
 BY_NOTEBOOK = {row.notebook: row for row in TABLE}
 
 # --- parameters ----------------------------------------------------------------------------
@@ -136,12 +142,14 @@ PARAMETERS = {
     "CALIBRATION_TEXTS": _whole(1, 128),
     "CALIBRATION": _one_of(*CALIBRATIONS),
     "QUANT_TYPE": _one_of(*GGUF_TYPES),
+    "FORMAT": _one_of("INT8", "FP8", "NVFP4"),
     "CONTEXT": _whole(320, 1_000_000),
     "GPU_LAYERS": _whole(-1, 1000),
     "GPU_MEMORY": (lambda given: type(given) is float and 0 < given <= 1, "a share of the GPU's memory, up to 1.0"),
     "GPUS": _whole(1, 64),
     "PORT": _whole(1024, 65000),
     "TEXT": _one_of("own", "wikitext"),
+    "MEMORY_GB": (lambda given: type(given) in (int, float) and 0 < given < 1e5, "gigabytes, a number above 0"),
     "LADDERS": _one_of(True, False),
 }
 

@@ -35,7 +35,8 @@ ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BY_STEM = {path.stem: path for path in ALL}
 NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM)[1:7],),
          "08_original_stack": ("04_gptq", "05_gguf"), "09_serving": ("05_gguf", "06_awq")}  # fmt: skip
-FIRST = ("01", "00", "06", "05", "04", "09", "08", "03", "02", "07")  # the longest first, and what they wait for
+# The longest first, and what they wait for.
+FIRST = ("01", "00", "06", "05", "04", "09", "10", "08", "11", "03", "02", "07")
 WORKERS = 2
 SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
 EXTRA = "extra"
@@ -54,6 +55,10 @@ FAULTS = [
     ("05_gguf", "read-file", '{"shape": shape, ', '{"shape": shape[::-1], ', "read-same"),
     ("06_awq", "unpack", "[0, 4, 1, 5, 2, 6, 3, 7]", "[0, 4, 1, 5, 2, 6, 7, 3]", "unpack"),
     ("06_awq", "fold", "(one + original) / s - one", "(one + original) * s - one", "fold"),
+    ("10_which_file", "pack", "s[4:] >> 4 << 6", "s[4:] >> 4 << 5", "same"),
+    ("10_which_file", "search", "np.minimum(m, 0)", "np.minimum(m, 0.01)", "same"),
+    ("11_newer_formats", "rebuild", "- 1.0 - 2)", "- 1.0 - 1)", "same"),
+    ("11_newer_formats", "rebuild", "/ (448 * 6)", "/ 448", "same"),
     ("08_original_stack", "word", "part[\"scales\"][groups].half()", "part[\"scales\"][groups - 1].half()", "word"),
 ]  # fmt: skip
 
@@ -140,7 +145,7 @@ def program(stem: str, path: str, converter: str, **parameters: object) -> str:
     lines = [FORBID, *(f"{name} = {value!r}" for name, value in given.items() if name != "MODEL"), f"path = {path!r}"]
     if row.calibrates:
         lines.append(f"texts = {calibration_texts(2)!r}")
-    if row.name == "gguf":
+    if row.library == "llama.cpp":
         lines += [f"converter = {converter!r}", "GPU_LAYERS = 0"]
     if row.name == "serving":
         lines += [f"awq = {made('awq')!r}", f"gguf = {made('gguf')!r}"]

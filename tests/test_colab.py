@@ -43,7 +43,7 @@ def python(tmp_path_factory) -> pathlib.Path:
 
 
 # 09 runs 05 and 06 first: proofs/colab.py does, once for its table.
-@pytest.mark.parametrize("stem", stand_in.STEMS[:-1])
+@pytest.mark.parametrize("stem", [stem for stem in stand_in.STEMS if stem[:2] != "09"])
 def test_a_notebook_gets_to_its_answer(stem, hub):
     found = stand_in.run(stem, NEWEST, hub, whole=False)
     assert not found["error"] and found["answered"], found["error"]

@@ -15,12 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from execution import ROOT, cell, printed
 from run import with_guide
-from series import comparison
+from series import comparison, techniques
 from series.artifacts import digest_of
 from series.guide import LLAMA_3_8B, decision_table, read_quality, read_speed, speed_of
 from series.models import find
 from series.record import _digest, figures, read_record
-from series.techniques import MEASURED
 
 SIX = ["16-bit", "16-bit, sharded", "NF4", "GPTQ 4-bit", "GGUF Q4_K_M", "AWQ 4-bit"]
 GGUF = [f"GGUF {kind}" for kind in comparison.GGUF]
@@ -28,8 +27,8 @@ GPTQ = [f"GPTQ {bits}-bit" for bits in comparison.GPTQ]
 
 
 def test_the_table_of_techniques_gives_the_six_and_the_ladders():
-    assert list(comparison.six("tiny")) == SIX and len(MEASURED) == 6
-    assert len(comparison.ladders("tiny")) == 20 and set(GGUF + GPTQ) <= comparison.ladders("tiny").keys()
+    assert list(comparison.six("tiny")) == SIX and len(techniques.SIX) == 6
+    assert len(comparison.ladders("tiny")) == 27 and set(GGUF + GPTQ) <= comparison.ladders("tiny").keys()
     assert list(comparison.ladders("zephyr")) == SIX, "published checkpoints come in one width"
 
 
@@ -218,7 +217,7 @@ def test_the_runtimes_agree_on_the_unquantized_model():
 def test_today_is_near_what_is_committed(record):
     """The six, within the noise that another processor's rounding makes."""
     committed = read_quality()["runs"]
-    for row in MEASURED:
+    for row in techniques.SIX:
         found = record(row.notebook)
         was = committed[found["name"]]
         assert found["predicted_bytes"] == was["predicted_bytes"] and found["disk_bytes"] == was["disk_bytes"]

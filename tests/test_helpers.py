@@ -16,7 +16,9 @@ import pytest
 import torch
 
 import helpers
-from helpers.sizes import GGUF_TYPES, linear_bytes, model_weights
+from helpers import sizes
+from helpers.files import CAPABILITY
+from helpers.sizes import GGUF_TYPES, ggml_type, linear_bytes, model_weights
 from series import models, notebooks, quality, record, texts
 from series.artifacts import content_of
 from series.console import quiet
@@ -318,30 +320,168 @@ def test_bytes_are_the_published_ones_and_those_that_were_counted():
         helpers.block_linears(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64))
 
 
-@pytest.mark.parametrize(("layers", "heads", "inner", "tied"), [(16, 2, 512, False), (3, 8, 704, True)])
-def test_gguf_bytes_are_llama_cpps_own(tmp_path, layers, heads, inner, tied):
-    """Every type, on other branches of llama.cpp's rules: few layers, shared heads, a tied head, an odd width."""
-    import gguf
-    import llama_cpp
+SHAPES = {  # layers, width, feed-forward, heads, key-value heads, vocabulary, a tied head
+    "8b": (32, 4096, 14336, 32, 8, 128256, False), "70b": (80, 8192, 28672, 64, 8, 128256, False),
+    "all heads": (32, 4096, 11008, 32, 32, 32000, False), "tied": (28, 3072, 8192, 24, 8, 128256, True),
+    "odd": (30, 576, 1536, 9, 3, 49152, True), "tiny": (8, 256, 1024, 4, 4, 2048, False),
+}  # fmt: skip
 
-    model = small(vocab_size=512, hidden_size=256, intermediate_size=inner, num_hidden_layers=layers, head_dim=32,
-                  num_attention_heads=8, num_key_value_heads=heads, tie_word_embeddings=tied)  # fmt: skip
-    full, names = tmp_path / "full.gguf", gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
-    facts = {"block_count": layers, "context_length": 512, "head_count": 8, "head_count_kv": heads}
-    facts |= {"embedding_length": 256, "feed_forward_length": inner, "layer_norm_rms_eps": 1e-5}
-    writer = gguf.GGUFWriter(full, "llama")
+
+def hollow(config, file, architecture="llama") -> dict:
+    """A GGUF file with the table of tensors of a model and a hole behind it; its tensors' names -> weights."""
+    import gguf
+
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    writer, found = gguf.GGUFWriter(file, architecture), {}
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    facts = {"block_count": config.num_hidden_layers, "context_length": 4096, "embedding_length": config.hidden_size,
+             "feed_forward_length": config.intermediate_size, "head_count": config.num_attention_heads,
+             "head_count_kv": config.num_key_value_heads, "layer_norm_rms_eps": 1e-5,
+             "vocab_size": config.vocab_size}  # fmt: skip
     for fact, value in facts.items():
         getattr(writer, f"add_{fact}")(value)
-    for name, tensor in model.named_parameters():
-        writer.add_tensor(names.get_name(name, (".weight",)), tensor.detach().numpy())
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    if architecture == "phi3":
+        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    for weight in model_weights(config):
+        name, kind = names.get_name(weight.name, (".weight",)), np.float16 if len(weight.shape) > 1 else np.float32
+        found[name] = weight
+        writer.add_tensor_info(name, weight.shape, np.dtype(kind), weight.count * np.dtype(kind).itemsize)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_ti_data_to_file(), writer.close()
+    with open(file, "r+b") as opened:
+        opened.truncate(file.stat().st_size + sum(4 * w.count + 64 for w in found.values()))
+    return found
+
+
+def dry_run(file, kind: str, imatrix: bool) -> dict[str, str]:
+    """What llama.cpp says that it would make of each tensor: name -> type."""
+    import llama_cpp
+
+    said: list[str] = []
+    keep = llama_cpp.llama_log_callback(lambda level, text, data: said.append(text.decode()))
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.dry_run = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}"), True
+    if imatrix:
+        table, values = (llama_cpp.llama_model_imatrix_data * 2)(), np.ones(32, np.float32)
+        table[0].name, table[0].size = b"some tensor", 32
+        table[0].data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        settings.imatrix = table
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    try:
+        assert llama_cpp.llama_model_quantize(bytes(file), b"/nowhere", ctypes.byref(settings)) == 0
+    finally:
+        llama_cpp._logger.set_verbose(False)
+        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
+    return dict(re.findall(r"\] +(\S+) +- \[.*?-> .*?\((\w+)\)", "".join(said)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gguf_types_are_those_that_llama_cpp_would_give(tmp_path, shape):
+    """Every type of file, with and without an importance matrix: llama.cpp's own dry run, for each tensor."""
+    from transformers import LlamaConfig
+
+    layers, width, inner, heads, kv, vocabulary, tied = SHAPES[shape]
+    config = LlamaConfig(num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, vocab_size=vocabulary,
+                         num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=tied)  # fmt: skip
+    weights = hollow(config, tmp_path / "model.gguf")
     for kind in GGUF_TYPES:
-        settings, target = llama_cpp.llama_model_quantize_default_params(), tmp_path / f"{kind}.gguf"
-        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-        with quiet():
-            assert llama_cpp.llama_model_quantize(bytes(full), bytes(target), ctypes.byref(settings)) == 0
-        found = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(target).tensors)
-        assert helpers.weight_bytes(model.config, kind) == found, kind
+        for imatrix in (False, True):
+            found = dry_run(tmp_path / "model.gguf", kind, imatrix)
+            ours = {name: ggml_type(weight, kind, config, tied, imatrix) for name, weight in weights.items()}
+            kept = {name: "f32" if len(weight.shape) < 2 else "f16" for name, weight in weights.items()}
+            assert {name: each.lower() for name, each in ours.items()} == kept | {
+                name: each.lower() for name, each in found.items()
+            }, (kind, imatrix)
+
+
+def test_joined_queries_keys_and_values_count_as_values_do(tmp_path):
+    """Phi-3's one matrix for all three."""
+    from transformers import Phi3Config
+
+    config = Phi3Config(num_hidden_layers=16, hidden_size=512, intermediate_size=1024, num_attention_heads=8,
+                        num_key_value_heads=8, vocab_size=512, pad_token_id=0)  # fmt: skip
+    weights = hollow(config, tmp_path / "model.gguf", "phi3")
+    for kind in GGUF_TYPES[1:]:
+        found = dry_run(tmp_path / "model.gguf", kind, False)
+        for name in found:
+            assert ggml_type(weights[name], kind, config, False).lower() == found[name].lower(), (kind, name)
+
+
+# Sizes that pages on the hub show: bytes, or GB with two digits. bartowski/Meta-Llama-3.1-8B-Instruct-GGUF,
+# bartowski/Llama-3.2-3B-Instruct-GGUF, Qwen/Qwen2.5-Coder-7B-Instruct-GGUF, and bartowski's files of Llama-3.1-70B.
+LISTED = {
+    "8b": {"Q8_0": 8540775840, "Q5_K_M": 5732992416, "Q4_K_M": 4920739232, "IQ4_XS": 4447667616},
+    "tied": {"Q8_0": 3421899296, "Q4_K_M": 2019377696},
+    "qwen": {"Q6_K": 6254198784, "Q5_K_M": 5444831232, "Q4_K_M": 4683073536},
+    "70b": {"Q8_0": 74.98e9, "Q6_K": 57.89e9, "Q5_K_L": 50.60e9, "Q5_K_M": 49.95e9, "Q5_K_S": 48.66e9,
+            "Q4_K_L": 43.30e9, "Q4_K_M": 42.52e9, "Q4_K_S": 40.35e9, "Q4_0": 40.12e9, "Q3_K_XL": 38.06e9,
+            "IQ4_XS": 37.90e9, "Q3_K_L": 37.14e9, "Q3_K_M": 34.27e9, "IQ3_M": 31.94e9, "Q3_K_S": 30.91e9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", LISTED)
+def test_computed_sizes_are_those_that_pages_show(shape):
+    from transformers import LlamaConfig, Qwen2Config
+
+    kind = Qwen2Config if shape == "qwen" else LlamaConfig
+    layers, width, inner, heads, kv, vocabulary, tied = (SHAPES | {
+        "qwen": (28, 3584, 18944, 28, 4, 152064, False)})[shape]  # fmt: skip
+    config = kind(num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, vocab_size=vocabulary,
+                  num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=tied)  # fmt: skip
+    for name, size in LISTED[shape].items():
+        assert helpers.weight_bytes(config, name, imatrix=True) == pytest.approx(size, rel=0.005), name
+
+
+def test_which_file_reads_a_page_as_it_is():
+    config = small(hidden_size=256, intermediate_size=512, num_hidden_layers=2).config
+    page = {"Some-Model.i1-Q4_K_M.gguf": 400, "some-model-q6_k.gguf": 600, "Some-Model-UD-Q4_K_XL.gguf": 450,
+            "Some-Model-F16-00001-of-00002.gguf": 700, "Some-Model-F16-00002-of-00002.gguf": 700, "README.md": 9,
+            "mmproj-Some-Model-F16.gguf": 50, "Some-Model.imatrix.gguf": 5, "Q8-Model-IQ4_XS.gguf": 380}  # fmt: skip
+    rest = helpers.cache_bytes(config, 100) + 1e9
+    rows = helpers.which_file(page, config, rest + 500, context=100)
+    assert [row["format"] for row in rows] == ["?", "Q4_K_M", "IQ4_XS", "Q6_K", "F16"]
+    assert [row["bytes"] for row in rows] == [450, 400, 380, 600, 1400]
+    assert [row["fits"] for row in rows] == [True, True, True, False, False]
+    assert "importance" in rows[1]["note"] and "UD" in rows[0]["note"]
+    (row,) = helpers.which_file(["Model-FP8-dynamic"], config, 1e12)
+    assert row["bytes"] == helpers.weight_bytes(config, "FP8") and row["fits"]
+    (row,) = helpers.which_file(["Model-UD-Q2_K_XL.gguf"], config, 1e12)
+    assert row["bytes"] is None and not row["fits"], "no size, no promise"
+    for wrong in (dict(memory=0), dict(memory=-1.0), dict(memory=1e9, context=0)):
+        with pytest.raises(ValueError, match="must be positive"):
+            helpers.which_file(["Model-Q8_0.gguf"], config, **wrong)
+    with pytest.raises(ValueError, match="None of these names"):
+        helpers.which_file(["README.md", "mmproj-F16.gguf"], config, 1e9)
+
+
+def test_what_a_card_can_run_is_what_vllm_asks_for():
+    from vllm.model_executor.layers.quantization import get_quantization_config
+    from vllm.model_executor.layers.quantization.compressed_tensors import schemes
+
+    least = {kind: round(10 * with_16_bits) for kind, (with_16_bits, _) in CAPABILITY.items()}
+    assert least["AWQ"] == get_quantization_config("awq").get_min_capability()
+    assert least["GPTQ"] == schemes.CompressedTensorsWNA16.get_min_capability()
+    assert least["INT8"] == schemes.CompressedTensorsW8A8Int8.get_min_capability()
+    assert least["FP8"] == schemes.CompressedTensorsW8A16Fp8.get_min_capability()
+    assert least["NVFP4"] == schemes.CompressedTensorsW4A4Fp4.get_min_capability()
+    assert least["MXFP4"] == get_quantization_config("mxfp4").get_min_capability()
+    assert round(10 * CAPABILITY["FP8"][1][0]) == schemes.CompressedTensorsW8A8Fp8.get_min_capability()
+
+
+@pytest.mark.parametrize("kind", ["INT8", "FP8", "NVFP4", "MXFP4"])
+def test_bytes_of_the_newer_formats_are_torchaos(kind):
+    import torch
+    from torchao.prototype.mx_formats import NVFP4WeightOnlyConfig
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    layer = torch.nn.Linear(256, 192, bias=False, dtype=torch.bfloat16)
+    if kind == "MXFP4":
+        layer.weight = torch.nn.Parameter(MXTensor.to_mx(layer.weight.data, torch.float4_e2m1fn_x2), False)
+    else:
+        config = {"INT8": Int8WeightOnlyConfig, "FP8": Float8WeightOnlyConfig, "NVFP4": NVFP4WeightOnlyConfig}[kind]
+        quantize_(layer, config())
+    weight = sizes.Weight("a.weight", (192, 256), "linear")
+    assert helpers.tensor_bytes(layer) == linear_bytes(weight, kind)
 
 
 def test_a_record_is_read_as_it_was_written():

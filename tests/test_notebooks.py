@@ -24,17 +24,20 @@ NUMBER = r"([\d,.]+)"
 # What a linear layer may be.
 LAYERS = {
     "baseline": {"Linear"}, "sharding": {"Linear"}, "nf4": {"Linear4bit"}, "gguf": {"Q4_K"},
+    "imatrix": {"Q4_K"}, "formats": {"Float8Tensor"},
     "gptq": {"TorchAtenLinear", "TorchLinear", "MarlinLinear", "TritonV2Linear"},
 }  # fmt: skip
 # The formats' bytes for tiny-zephyr, summed by hand: 7,864,320 weights in 56 linear layers, 1,052,928 outside.
 LINEAR, OUTSIDE = 7_864_320, 2 * 1_052_928
 INPUTS = 8 * (6 * 256 + 1024)  # of all linear layers together
+OUTPUTS = 8 * (4 * 256 + 2 * 1024 + 256)
 BYTES = {
     "baseline": 2 * LINEAR + OUTSIDE, "sharding": 2 * LINEAR + OUTSIDE,
     "nf4": LINEAR * (1 / 2 + 1 / 64 + 4 / 64 / 256) + 56 * 4 * (16 + 256 + 1) + OUTSIDE,
     "gptq": LINEAR * (4 + 20 / 128) / 8 + 4 * INPUTS + OUTSIDE,
     "gguf": 5_470_208,  # from the file's own table of tensors, counted once with the gguf package
     "awq": LINEAR * (4 + 20 / 128) / 8 + OUTSIDE,
+    "imatrix": 5_470_208, "formats": LINEAR + 4 * OUTPUTS + OUTSIDE,
 }  # fmt: skip
 # How much more the running weights may take: bitsandbytes on processors with bfloat16 instructions keeps 16 bits of
 # absmax (1.0 %), gptqmodel's kernel for processors widens the zero points (6.7 %), vLLM has a table of positions
@@ -93,10 +96,13 @@ def test_every_technique_is_scored_on_the_same_tokens(record, tokenizer, stem):
 def test_quality_is_that_of_the_width(record, stem):
     found = record(stem)
     whole = found["technique"] in ("baseline", "sharding")
-    low, high = (0.95, 1.0) if whole else (0.78, 0.975)
+    divergence = distance(read_scores(found)[1], read_scores(record("01_baseline"))[1])["kl_divergence"]
+    if found["technique"] == "formats":  # eight bits
+        assert 1e-4 < divergence < 0.002 and 0.95 <= found["right_answers"] and 1.58 < found["perplexity"] < 1.60
+        return
+    low, high = (0.95, 1.0) if whole else (0.78, 0.985)
     assert low <= found["right_answers"] <= high
     assert found["perplexity"] == pytest.approx(1.592, rel=0.002) if whole else 1.595 < found["perplexity"] < 1.66
-    divergence = distance(read_scores(found)[1], read_scores(record("01_baseline"))[1])["kl_divergence"]
     assert divergence == 0 if whole else 0.004 < divergence < 0.05
 
 
@@ -117,9 +123,13 @@ def test_the_checkpoint_says_what_made_it(executed, artifacts, stem):
         shards = list(newest("sharding-tiny-zephyr-*").glob("*-shards/*.safetensors"))
         assert len(shards) > 4 and max(f.stat().st_size for f in shards) < 17_834_496 / 4 + 10_000  # and a header
         return
-    if stem == "05_gguf":  # float16 would cut what bfloat16 can hold
-        full = newest("gguf-tiny-zephyr-*/*BF16.gguf")
+    if stem in ("05_gguf", "10_which_file"):  # float16 would cut what bfloat16 can hold
+        full = newest(f"{BY_NOTEBOOK[stem].name}-tiny-zephyr-*/*BF16.gguf")
         assert {tensor.tensor_type.name for tensor in GGUFReader(full).tensors} == {"BF16", "F32"}
+        return
+    if stem == "11_newer_formats":
+        config = json.loads(newest("formats-tiny-zephyr-*/*-FP8/config.json").read_text())["quantization_config"]
+        assert config["quant_method"] == "torchao" and "Float8WeightOnlyConfig" in json.dumps(config)
         return
     kind = BY_NOTEBOOK[stem].name
     made = artifacts.glob(f"{kind}-tiny-zephyr-*/*-{kind}/config.json")  # the slow tests make other widths beside it
@@ -175,6 +185,14 @@ SAID = [  # notebook, cell, pattern, the numbers, how close
     ("06_awq", "compare", rf"grid: {NUMBER}% of the integers", (99.2,), 0.02),
     ("07_comparison", "kl", rf"divergence {NUMBER} nats", (0.0851,), 2e-3),
     ("07_comparison", "memory", rf"= {NUMBER} GB", (5.67,), 5e-3),
+    ("10_which_file", "listed", r"(24) types: .* [+-]0\.00\d\d%", (), 0),
+    ("10_which_file", "header", r"entries_count +(56)\n", (), 0),
+    ("10_which_file", "same", r"(?s)(?:bytes: (?:100|9\d)%.*){4}", (), 0),
+    ("10_which_file", "table", r"Llama-3.1-8B-Q4_K_M.gguf +yes +(4\.89) +4\.91", (), 0),
+    ("11_newer_formats", "inside", r"(float8_e4m3fn)", (), 0),
+    ("11_newer_formats", "by-hand", rf"scale {NUMBER} \(exact.*error {NUMBER}\n.*scale {NUMBER} .*error {NUMBER}",
+     (0.1, 0.04, 0.125, 0.1), 1e-3),
+    ("11_newer_formats", "same", r"equal (torchao's, bit for bit)", (), 0),
     ("08_original_stack", "word", r"differences up to (0\.0)", (), 0),
     ("08_original_stack", "tokens", r"the same ids: (True)", (), 0),
 ]  # fmt: skip
@@ -215,6 +233,34 @@ def test_gptq_in_the_table_of_groups_is_the_one_of_the_table_of_errors(executed,
     groups, errors = (percentages(printed(cell(notebook, place))) for place in ("order", "errors"))
     size = default_parameters(stem)["GROUP_SIZE"]
     assert groups[f"groups of {size}"][-1] == errors["4 bits"][1] < errors["4 bits"][0]
+
+
+@pytest.mark.parametrize("stem", ["10_which_file"])
+def test_the_importance_matrix_helps_and_its_table_says_by_how_much(executed, stem):
+    """Each type is nearer to 16 bits with the matrix than with all columns equal, by more than two standard errors."""
+    table = printed(cell(executed(stem), "gives-table"))
+    for kind in ("Q4_K_M", "Q3_K_M", "Q2_K", "IQ3_XXS"):
+        lines = " ".join(line for line in table.splitlines() if line.split()[:1] == [kind])
+        pairs = [(float(mean), float(error)) for mean, error in re.findall(r"(-?\d\.\d+) ± (\d\.\d+)", lines)]
+        difference, error = next(pair for pair in pairs if pair[0] < 0)  # the first paired column
+        assert difference < -1.5 * error, "two standard errors, less what another processor rounds"
+    assert re.search(r"IQ3_XXS +refused", table)
+    found = re.findall(r"alike ([\d.e-]+), by importance ([\d.e-]+)", printed(cell(executed(stem), "error")))
+    (alike, weighted), (alike_with, weighted_with) = (map(float, pair) for pair in found)
+    assert alike_with > alike and weighted_with < 0.9 * weighted, "what exercise 1 says"
+
+
+@pytest.mark.parametrize("stem", ["11_newer_formats"])
+def test_what_11_says_of_blocks_and_grids(executed, stem):
+    """The sentences under Figure 3, from the table above it."""
+    rows = percentages(printed(cell(executed(stem), "grid")))
+    int4, nf4, fp4 = rows["INT4"], rows["NF4"], rows["FP4"]
+    assert int4[3] < 0.55 * int4[0] and nf4[3] < 0.75 * nf4[0] and fp4[3] < 0.75 * fp4[0]
+    assert nf4[0] < fp4[0] < int4[0] and nf4[3] < int4[3] < fp4[3]
+    assert fp4[4] > fp4[0], "a power of two for 32 is worse than 16 bits for 128"
+    assert fp4[5] < 1.05 * fp4[3], "NVFP4's scale costs next to nothing"
+    before, after = re.findall(rf"{NUMBER}%", printed(cell(executed(stem), "smooth")))
+    assert float(after) < 0.8 * float(before)
 
 
 @pytest.mark.parametrize("stem", ["06_awq"])

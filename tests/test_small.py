@@ -16,7 +16,7 @@ from execution import BY_STEM, ROOT, cell, printed
 from series.notebooks import cell as default_cell
 from series.notebooks import default_parameters
 from series.record import figures, read_record
-from series.techniques import BY_NOTEBOOK, MEASURED
+from series.techniques import BY_NOTEBOOK, SIX
 
 # GPTQ and AWQ look at a few documents only: their work is the same, and takes a fraction of the time.
 PARAMETERS = {
@@ -80,7 +80,7 @@ def test_what_06_says_of_a_real_model(run):
 
 @pytest.mark.slow
 def test_the_comparison_of_a_real_model(run):
-    for row in MEASURED:
+    for row in SIX:
         run(row.notebook)
     table = printed(cell(run("07_comparison"), "table"))
     assert all(name in table for name in ("16-bit", "GGUF Q4_K_M")) and "nan" not in table.lower()

@@ -1,0 +1,80 @@
+"""What the names on a model's page mean, and which of its files a machine should take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from helpers.sizes import GGUF_TYPES, LARGE_ENDS, cache_bytes, model_weights, weight_bytes
+
+# What publishers write -> the format, as ``weight_bytes`` knows it. The longest are tried first.
+NAMES = {name: name for name in (*GGUF_TYPES, *LARGE_ENDS)} | {
+    "BF16": "16-bit", "W4A16": "GPTQ", "GPTQ": "GPTQ", "AutoRound": "GPTQ", "AWQ": "AWQ", "bnb-4bit": "NF4",
+    "NF4": "NF4", "W8A8": "INT8", "W8A16": "INT8", "INT8": "INT8", "FP8": "FP8", "NVFP4": "NVFP4", "MXFP4": "MXFP4",
+}  # fmt: skip
+# The least compute capability of an NVIDIA card with 16-bit activations, and the range in which activations may have
+# the format's own type, which makes prefill faster. By vLLM 0.32: tests/test_helpers.py asks it for the first numbers
+# and that of FP8; the other ranges are its documentation's (features/quantization).
+CAPABILITY = {"GPTQ": (7.5, None), "AWQ": (7.5, None), "INT8": (7.5, (7.5, 9.9)), "FP8": (7.5, (8.9, 99)),
+              "MXFP4": (8.0, (10.0, 99)), "NVFP4": (7.5, (10.0, 99))}  # fmt: skip
+OVERHEAD = 1e9  # bytes: the libraries, the GPU's context, what is computed between the layers
+PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
+
+
+def format_of_name(name: str) -> tuple[str | None, str]:
+    """The format that a file's or repository's name stands for, None if it is not known, and what is said beside it.
+
+    The beginning 'UD-' or 'i1-', as unsloth and mradermacher write it, is the remark.
+    """
+    plain = PART.sub("", name).removesuffix(".gguf")
+    for kind in sorted(NAMES, key=len, reverse=True):
+        found = re.search(rf"(?:^|[-._])((?:UD-|i1-)?){re.escape(kind)}(?:$|[-._])", plain, flags=re.I)
+        if found and found[1].upper() == "UD-":
+            break
+        if found:
+            return NAMES[kind], "made with an importance matrix" if found[1] else ""
+    unsloth = re.search(r"(?:^|[-._])UD-", plain)
+    return None, "UD: a mixture of its own; the page says the size" if unsloth else "not a name that is known here"
+
+
+def which_file(
+    names: Iterable[str] | Mapping[str, int], config: Any, memory: float, context: int = 4096, imatrix: bool = True
+) -> list[dict[str, Any]]:
+    """Rank what a model's page offers for a machine: what fits first, the most bits per weight first among those.
+
+    Args:
+        names: of files or repositories, such as 'Model-Q4_K_M.gguf' or 'Model-FP8-dynamic'; or name -> bytes, where
+            the page says them. The parts of one file count as one. Files beside the weights are passed over.
+        config: the model's configuration.
+        memory: bytes that are free for it, on the GPU or in RAM.
+        context: tokens that the key-value cache must hold.
+        imatrix: whether GGUF files were made with an importance matrix, as most of today are.
+
+    Returns:
+        A row for each: ``name``, ``format``, ``bits`` per weight over the whole model, ``bytes``, ``needs`` (with the
+        cache and 1 GB for the libraries), ``fits``, ``note``. Where the format is not known and no size was given,
+        ``bytes`` is None and ``fits`` is False.
+
+    Raises:
+        ValueError: ``memory`` or ``context`` is no positive number, or no name is left.
+    """
+    if not memory > 0 or not context > 0:
+        raise ValueError(f"memory (bytes) and context (tokens) must be positive; they are {memory!r} and {context!r}.")
+    given: dict[str, int | None] = {}
+    for name in names:
+        if not re.search(r"mmproj|imatrix|\.(md|json|txt|dat|jinja|png)$", name, flags=re.I):
+            size = names[name] if isinstance(names, Mapping) else None
+            whole = PART.sub("", name)
+            given[whole] = (given.get(whole) or 0) + size if size is not None else given.get(whole)
+    if not given:
+        raise ValueError("None of these names is a file of weights.")
+    count, rest, rows = sum(w.count for w in model_weights(config)), cache_bytes(config, context) + OVERHEAD, []
+    for name, size in given.items():
+        kind, note = format_of_name(name)
+        if size is None and kind:
+            size = weight_bytes(config, kind, imatrix=imatrix)
+        bits, needs = (None, None) if size is None else (8 * size / count, size + rest)
+        rows.append({"name": name, "format": kind or "?", "bits": bits, "bytes": size, "needs": needs,
+                     "fits": needs is not None and needs <= memory, "note": note})  # fmt: skip
+    return sorted(rows, key=lambda row: (not row["fits"], -row["bits"] if row["fits"] else row["bits"] or 99))
