@@ -56,7 +56,7 @@ FAULTS = [
     ("06_awq", "unpack", "[0, 4, 1, 5, 2, 6, 3, 7]", "[0, 4, 1, 5, 2, 6, 7, 3]", "unpack"),
     ("06_awq", "fold", "(one + original) / s - one", "(one + original) * s - one", "fold"),
     ("10_which_file", "pack", "s[4:] >> 4 << 6", "s[4:] >> 4 << 5", "same"),
-    ("10_which_file", "search", "np.minimum(m, 0)", "np.minimum(m, 0.01)", "same"),
+    ("10_which_file", "pack", "(importance * np.sqrt(", "(np.sqrt(", "same"),
     ("11_newer_formats", "rebuild", "- 1.0 - 2)", "- 1.0 - 1)", "same"),
     ("11_newer_formats", "rebuild", "/ (448 * 6)", "/ 448", "same"),
     ("08_original_stack", "word", "part[\"scales\"][groups].half()", "part[\"scales\"][groups - 1].half()", "word"),
