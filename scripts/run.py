@@ -2,7 +2,8 @@
 
     python scripts/run.py run [01 02 ...]       execute into executed/ and print the table
     python scripts/run.py refresh [01 02 ...]   execute and keep the outputs in notebooks/
-    python scripts/run.py ladders               measure all widths and calibration texts, for 07_comparison
+    python scripts/run.py ladders [--add]       measure all widths and calibration texts, for 07_comparison; or only
+                                                what the committed figures lack
     python scripts/run.py guide                 put what 07_comparison measured into benchmarks/ and the README
     python scripts/run.py shape                 lines before the first answer, names of ours, cells
 """
@@ -40,7 +41,8 @@ def chosen(numbers: list[str]) -> list[pathlib.Path]:
     wrong = [n for n in numbers if not any(p.name.startswith(n) for p in found)]
     if wrong:
         raise SystemExit(f"There is no notebook {', '.join(wrong)}. There are: {', '.join(p.stem for p in found)}.")
-    return [p for p in found if not numbers or any(p.name.startswith(n) for n in numbers)]
+    wanted = [p for p in found if not numbers or any(p.name.startswith(n) for n in numbers)]
+    return sorted(wanted, key=lambda path: path.stem.startswith("07"))  # which shows what the others have left
 
 
 def outputs_folder() -> pathlib.Path:
@@ -189,6 +191,7 @@ def main() -> None:
     parser.add_argument("command", choices=["run", "refresh", "ladders", "guide", "shape"])
     parser.add_argument("notebooks", nargs="*", help="numbers, such as 01 05; all when none is given")
     parser.add_argument("--model", default="tiny", help="the parameter MODEL, with run and ladders")
+    parser.add_argument("--add", action="store_true", help="with ladders")
     given = parser.parse_args()
     paths = chosen(given.notebooks)
     if given.model != "tiny" and given.command not in ("run", "ladders"):
@@ -204,7 +207,8 @@ def main() -> None:
     elif given.command == "ladders":
         from series import comparison
 
-        comparison.collect(given.model, True, notebooks.default_parameters("07_comparison")["MAX_NEW_TOKENS"])
+        longest = notebooks.default_parameters("07_comparison")["MAX_NEW_TOKENS"]
+        comparison.add(given.model, longest) if given.add else comparison.collect(given.model, True, longest)
     elif given.command == "shape":
         import pandas as pd
 

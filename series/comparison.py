@@ -169,6 +169,18 @@ def collect(model: str, measure_all: bool, longest: int) -> dict[str, Any]:
     return found
 
 
+def add(model: str, longest: int) -> dict[str, Any]:
+    """The committed figures, and the runs that they lack, measured here: each of those names its device."""
+    committed, every = read_quality(model), ladders(model)
+    missing = {name: every[name] for name in every if name not in committed["runs"]}
+    make({"16-bit": every["16-bit"]} | missing, model, longest)
+    reference = read_record("16-bit", model)
+    for name in missing:
+        committed["runs"][name] = figures(read_record(name, model), reference) | {"device": device_name()}
+    replace_file(artifacts_folder() / f"comparison-{model}.json", (json.dumps(committed, indent=1) + "\n").encode())
+    return committed
+
+
 def noise(model: str) -> dict[str, dict[str, float]]:
     """The unquantized model's distance from itself, in other arithmetic and in other runtimes."""
     import torch

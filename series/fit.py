@@ -72,7 +72,7 @@ class Fit:
 
 def fit_on(
     machine: Machine, config: Any, kind: str, context: int = 512, bits: int = 4, group_size: int = 128,
-    overhead: int = OVERHEAD, where: str = "gpu", gpus: int = 1,
+    overhead: int = OVERHEAD, where: str = "gpu", gpus: int = 1, imatrix: bool = False,
 ) -> Fit:  # fmt: skip
     """Whether a model fits on ``machine`` in the format ``kind``, from its configuration alone.
 
@@ -82,10 +82,11 @@ def fit_on(
         where: 'gpu' (one, where there is one; else the memory), 'memory' (a runtime that stays on the processor), or
             'spread' (the GPUs first, then the memory, as ``device_map="auto"`` does).
         gpus: how many share every matrix, as in tensor parallelism; the bytes are then those of one.
+        imatrix: of a GGUF file, whether it is made with an importance matrix.
     """
     if not hasattr(config, "num_hidden_layers"):
         raise ValueError(f"This series takes models of text alone; {config.model_type!r} holds several models in one.")
-    parts = [weight_bytes(config, kind, bits, group_size), cache_bytes(config, context)]
+    parts = [weight_bytes(config, kind, bits, group_size, imatrix=imatrix), cache_bytes(config, context)]
     if where == "memory" or not machine.gpus:
         free, place = machine.free, "in this machine's memory"
     elif where == "spread":

@@ -134,4 +134,5 @@ def bits_of(config: Any, figures: dict[str, Any]) -> float:
              "imatrix": figures["settings"].get("QUANT_TYPE"), "formats": figures["settings"].get("FORMAT")}
     settings = figures["settings"]
     kind = kinds.get(figures["technique"], "16-bit")
-    return bits_per_weight(config, kind, settings.get("BITS", 4), settings.get("GROUP_SIZE", 128))
+    given = settings.get("BITS", 4), settings.get("GROUP_SIZE", 128)
+    return bits_per_weight(config, kind, *given, imatrix=figures["technique"] == "imatrix")

@@ -219,6 +219,8 @@ class Lesson:
         more = {"context": given["CONTEXT"]} if "CONTEXT" in given else {}
         if "GROUP_SIZE" in given:
             more |= {"group_size": given["GROUP_SIZE"], "bits": given.get("BITS", 4)}
+        if row.name == "imatrix":
+            more["imatrix"] = True
         if row.name in SERVED:
             more |= {"gpus": given.get("GPUS", 1), "overhead": OVERHEAD if self.machine.gpus else OVERHEAD_VLLM_CPU}
         where = row.where

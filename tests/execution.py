@@ -33,9 +33,9 @@ from series.texts import calibration_texts  # noqa: E402
 
 ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BY_STEM = {path.stem: path for path in ALL}
-NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM)[1:7],),
+NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM)[1:7], *list(BY_STEM)[10:]),
          "08_original_stack": ("04_gptq", "05_gguf"), "09_serving": ("05_gguf", "06_awq")}  # fmt: skip
-# The longest first, and what they wait for.
+# The longest first, and what others wait for.
 FIRST = ("01", "00", "06", "05", "04", "09", "10", "08", "11", "03", "02", "07")
 WORKERS = 2
 SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own

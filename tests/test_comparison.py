@@ -17,7 +17,7 @@ from execution import ROOT, cell, printed
 from run import with_guide
 from series import comparison, techniques
 from series.artifacts import digest_of
-from series.guide import LLAMA_3_8B, decision_table, read_quality, read_speed, speed_of
+from series.guide import LLAMA_3_8B, decision_table, read_formats, read_quality, read_speed, speed_of
 from series.models import find
 from series.record import _digest, figures, read_record
 
@@ -208,6 +208,14 @@ def test_what_07_says_of_a_real_model_follows_from_its_table():
     assert small["16-bit"]["right_answers"] > 0.5 and small["GPTQ 4-bit"]["settings"]["GROUP_SIZE"] == 64
 
 
+def test_bytes_of_the_newer_rows_are_the_predicted_ones():
+    """Importance matrices and torchao's formats, as committed: to 1 %."""
+    rows = {n: r for n, r in read_quality()["runs"].items() if r["technique"] in ("imatrix", "formats")}
+    assert len(rows) == 7
+    for row in rows.values():
+        assert row["memory_bytes"] == pytest.approx(row["predicted_bytes"], rel=0.01)
+
+
 def test_the_runtimes_agree_on_the_unquantized_model():
     noise = read_quality()["noise"]
     assert set(noise) == {"transformers, 32-bit", "llama.cpp, F16", "vLLM, 16-bit"}
@@ -223,6 +231,26 @@ def test_today_is_near_what_is_committed(record):
         assert found["predicted_bytes"] == was["predicted_bytes"] and found["disk_bytes"] == was["disk_bytes"]
         assert found["perplexity"] == pytest.approx(was["perplexity"], rel=0.02)
         assert found["right_answers"] == pytest.approx(was["right_answers"], abs=0.04)
+
+
+def test_what_11_says_of_whole_models_is_in_what_was_tried():
+    """The sentences under the tables of 11, from the files of 'make formats'."""
+    tried = {device: {row["name"]: row for row in result["rows"]} for device, result in read_formats().items()}
+    cpu, gpu = tried["cpu"], tried["cuda"]
+    for name in ("INT8 weights", "LLM.int8()", "FP8 weights", "INT8 weights and activations"):
+        assert cpu[name]["kl_divergence"] < 0.003 and cpu[name]["right_answers"] > 0.96
+    searched, rounded = cpu["AutoRound W4A16"], cpu["W4A16, compressed-tensors"]
+    apart = rounded["kl_divergence"] - searched["kl_divergence"]
+    assert apart > 2 * (rounded["standard_error"] ** 2 + searched["standard_error"] ** 2) ** 0.5
+    four, eight = cpu["INT4 weights, kept as INT8"], cpu["INT8 weights"]
+    assert four["disk_bytes"] == pytest.approx(eight["disk_bytes"], rel=0.01) and four["right_answers"] < 0.9
+    assert cpu["MXFP4 weights and activations, emulated"]["right_answers"] < 0.7 < cpu["NVFP4 weights"]["right_answers"]
+    assert cpu["GGUF by gptqmodel"]["reload"] == "yes" and cpu["GGUF by gptqmodel"]["right_answers"] == 0
+    assert all(row["reload"] == "yes" for row in cpu.values() if "kl_divergence" in row and row["name"] != "16 bits")
+    assert cpu["FP8 weights and activations"]["said"].startswith("no: ")
+    assert gpu["FP8 weights and activations"]["said"].startswith("yes")
+    for device in tried.values():
+        assert device["16 bits"]["kl_divergence"] == 0 and not any("/tmp" in row["said"] for row in device.values())
 
 
 def test_the_readme_says_what_was_measured():

@@ -92,7 +92,8 @@ def test_the_standard_harness_takes_a_checkpoint_of_ours(run, artifacts, tmp_pat
     run("04_gptq")
     (folder,) = artifacts.glob("gptq-SmolLM2*/*-gptq")
     environment, kept = tmp_path / "environment", tmp_path / "constraints.txt"
-    kept.write_text("\n".join(f"{d.name}=={d.version}" for d in importlib.metadata.distributions()))
+    ours = [p for p in sys.path if p.endswith("site-packages")]  # setuptools has copies of some packages beside them
+    kept.write_text("\n".join(f"{d.name}=={d.version}" for d in importlib.metadata.distributions(path=ours)))
     uv, python = [sys.executable, "-m", "uv"], str(environment / "bin" / "python")
     subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
     subprocess.run([*uv, "pip", "install", "-q", "--python", python, "-c", str(kept), "lm_eval==0.4.13"], check=True)
