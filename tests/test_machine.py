@@ -10,13 +10,14 @@ import pathlib
 import sys
 
 import pytest
+import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from helpers.sizes import cache_bytes, weight_bytes  # noqa: E402
 from series import colab, fit  # noqa: E402
-from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Gpu, Machine, this_machine  # noqa: E402
+from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Gpu, Machine, no_gpu_is_none, this_machine  # noqa: E402
 from series.models import Checkpoint  # noqa: E402
 
 FACTS = json.loads((ROOT / "tests" / "machines.json").read_text(encoding="utf-8"))
@@ -186,3 +187,20 @@ def test_a_processor_without_bfloat16_multiplies_in_32_bits(monkeypatch, known):
 
 if __name__ == "__main__":
     GOLDEN.write_text(preflight_text(), encoding="utf-8")
+
+
+def test_a_torch_for_cuda_without_a_gpu_has_no_accelerator(monkeypatch):
+    """gptqmodel asks torch, which answers by its build unless it is told to look."""
+    asked = []
+
+    def by_build(check_available=False):
+        asked.append(check_available)
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", by_build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert no_gpu_is_none() and torch.accelerator.current_accelerator() is None
+    assert not no_gpu_is_none(), "the second time there is nothing to tell"
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", by_build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not no_gpu_is_none() and torch.accelerator.current_accelerator() == torch.device("cuda")
