@@ -138,7 +138,10 @@ def _install_beside(pins: list[str], held: set[str], imported: set[str]) -> None
     What this session has imported stays as well, where that can be: gptqmodel asks for one numpy, and works with the
     one that Colab brings; its exchange would cost a restart.
     """
-    from packaging.requirements import Requirement
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # then pip's own copy
+        from pip._vendor.packaging.requirements import Requirement
 
     with tempfile.TemporaryDirectory() as folder:
         kept = pathlib.Path(folder) / "constraints.txt"

@@ -265,13 +265,15 @@ CASES = [
     parameter("04", "GROUP_SIZE must be one of 32, 64, 128; it is 48", GROUP_SIZE=48),
     parameter("04", "CALIBRATION_TEXTS must be a whole number from 1 to 128; it is 129", CALIBRATION_TEXTS=129),
     parameter("04", "CALIBRATION must be one of 'own', 'unrelated', 'random'; it is 'poems'", CALIBRATION="poems"),
-    parameter("05", "QUANT_TYPE must be one of 'F16', .*'Q2_K'; it is 'Q9'", QUANT_TYPE="Q9"),
+    parameter("05", "QUANT_TYPE must be one of 'F16', .*'IQ1_S'; it is 'Q9'", QUANT_TYPE="Q9"),
     parameter("05", "CONTEXT must be a whole number from 320 to 1,000,000; it is 100", CONTEXT=100),
     parameter("05", "leaves no room for the question in CONTEXT = 512", MAX_NEW_TOKENS=500, CONTEXT=512),
     parameter("05", "GPU_LAYERS must be a whole number from -1 to 1,000; it is -2", GPU_LAYERS=-2),
     parameter("06", "GPUS must be a whole number from 1 to 64; it is 0", GPUS=0),
     parameter("09", "PORT must be a whole number from 1024 to 65,000; it is 80", PORT=80),
     parameter("06", "GPU_MEMORY must be a share of the GPU's memory, up to 1.0; it is 1.5", GPU_MEMORY=1.5),
+    parameter("10", "MEMORY_GB must be gigabytes, a number above 0; it is -1", MEMORY_GB=-1),
+    parameter("11", "FORMAT must be one of 'INT8', 'FP8', 'NVFP4'; it is 'FP4'", FORMAT="FP4"),
     parameter("07", "LADDERS must be one of True, False; it is 1", LADDERS=1),
     prompt("an empty list", "There are no messages", []),
     prompt("a string", "must be a list of dictionaries", "Hi"),
@@ -386,6 +388,11 @@ for case in table.CASES:
 def test_a_published_checkpoint_is_not_taken_for_one_of_other_bits():
     with pytest.raises(ValueError, match="published checkpoint has 4 bits in groups of 128"):
         start("gptq", default_parameters("04_gptq") | {"MODEL": "zephyr", "BITS": 3})
+
+
+def test_a_type_that_needs_an_importance_matrix_is_sent_to_where_one_is_made():
+    with pytest.raises(ValueError, match="IQ3_XXS with an importance matrix only: 10_which_file.ipynb"):
+        start("gguf", default_parameters("05_gguf") | {"QUANT_TYPE": "IQ3_XXS"})
 
 
 def test_every_parameter_has_its_wrong_values_and_a_right_default():
