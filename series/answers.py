@@ -71,7 +71,7 @@ ANSWERS: dict[tuple[str, int], tuple[Any, str]] = {
     ("09_serving", 1): (lambda names: 16 * helpers.cache_bytes(names["lesson"].config, names["CONTEXT"]),
                         "One conversation takes cache_bytes(lesson.config, CONTEXT)."),
     ("09_serving", 2): (lambda names: ["vLLM", "llama.cpp"], "One of the two needs no torch, and starts in a second."),
-    ("10_which_file", 1): (lambda names: "larger", "What is the quantizer asked to make small?"),
+    ("10_which_file", 1): (lambda names: "larger", "The quantizer makes the weighted error small."),
     ("10_which_file", 2): (_finest, "Keep the names in page that end with .gguf, and take the first row."),
     ("11_newer_formats", 1): (lambda names: [4.25, 4.5], "The scale's 8 bits are shared by the weights of a block."),
     ("11_newer_formats", 2): (lambda names: names["block"].dequantize(names["torch"].float32),
