@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pathlib
 import shutil
@@ -164,8 +163,7 @@ def no_gpu_is_none() -> bool:
 
     if torch.cuda.is_available() or torch.accelerator.current_accelerator() is None:
         return False
-    torch.accelerator.current_accelerator = functools.partial(
-        torch.accelerator.current_accelerator, check_available=True)  # fmt: skip
+    torch.accelerator.current_accelerator = lambda check_available=False: None
     return True
 
 
