@@ -57,8 +57,11 @@ def which_file(
         ``bytes`` is None and ``fits`` is False.
 
     Raises:
-        ValueError: ``memory`` or ``context`` is no positive number, or no name is left.
+        ValueError: ``memory`` or ``context`` is no positive number, no name is left, or the model has experts.
     """
+    if any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise ValueError(f"{config.model_type!r} is a mixture of experts, whose sizes are not computed here: the page "
+                         "shows them.")  # fmt: skip
     if not memory > 0 or not context > 0:
         raise ValueError(f"memory (bytes) and context (tokens) must be positive; they are {memory!r} and {context!r}.")
     given: dict[str, int | None] = {}

@@ -449,6 +449,10 @@ def test_which_file_reads_a_page_as_it_is():
     for wrong in (dict(memory=0), dict(memory=-1.0), dict(memory=1e9, context=0)):
         with pytest.raises(ValueError, match="must be positive"):
             helpers.which_file(["Model-Q8_0.gguf"], config, **wrong)
+    from transformers import MixtralConfig
+
+    with pytest.raises(ValueError, match="'mixtral' is a mixture of experts"):
+        helpers.which_file(["Model-Q8_0.gguf"], MixtralConfig(), 1e9)
     with pytest.raises(ValueError, match="None of these names"):
         helpers.which_file(["README.md", "mmproj-F16.gguf"], config, 1e9)
 
