@@ -66,7 +66,8 @@ def which_file(
         raise ValueError(f"memory (bytes) and context (tokens) must be positive; they are {memory!r} and {context!r}.")
     given: dict[str, int | None] = {}
     for name in names:
-        if not re.search(r"mmproj|imatrix|\.(md|json|txt|dat|jinja|png)$", name, flags=re.I):
+        beside = re.search(r"mmproj|\.(md|json|txt|dat|jinja|png)$", name, flags=re.I)
+        if not beside and ("imatrix" not in name.lower() or format_of_name(name)[0]):  # the matrix itself has no format
             size = names[name] if isinstance(names, Mapping) else None
             whole = PART.sub("", name)
             given[whole] = (given.get(whole) or 0) + size if size is not None else given.get(whole)

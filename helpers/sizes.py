@@ -101,21 +101,21 @@ def ggml_type(weight: Weight, kind: str, config: Any, tied: bool, imatrix: bool 
     kind = LARGE_ENDS.get(kind, kind)
     plain = {"IQ2_M": "IQ2_S", "IQ2_S": "IQ2_XS", "IQ3_XS": "IQ3_S", "IQ3_M": "IQ3_S"}.get(kind)
     plain = plain or re.sub(r"(?<=Q\d_K)_[SML]$", "", kind)
-    narrow = plain in BLOCKS_OF_32 or weight.shape[-1] % 256 == 0
+    fits = plain in BLOCKS_OF_32 or weight.shape[-1] % 256 == 0
     if ends:
         low = kind.startswith(("IQ1", "IQ2")) or kind == "IQ3_XXS"
-        chosen = "Q8_0" if plain == "Q8_0" or not narrow else "Q5_K" if low else "Q6_K"
+        chosen = "Q8_0" if plain == "Q8_0" or not fits else "Q5_K" if low else "Q6_K"
     elif weight.role == "embedding":
         chosen = {"IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S"}.get(kind, plain)
         chosen = "Q2_K" if kind in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS") else chosen
     else:
-        chosen = _in_a_block(weight, kind, config, imatrix).get(kind, plain)
+        chosen = _in_a_block(weight, config, imatrix).get(kind, plain)
     if chosen not in BLOCKS_OF_32 and weight.shape[-1] % 256:
         chosen = FALLBACK[chosen]
     return chosen if weight.shape[-1] % 32 == 0 else "F16"
 
 
-def _in_a_block(weight: Weight, kind: str, config: Any, imatrix: bool) -> dict[str, str]:
+def _in_a_block(weight: Weight, config: Any, imatrix: bool) -> dict[str, str]:
     """The type of a file -> what a matrix of this part and layer gets in it, where that is not the plain type."""
     layers, found = config.num_hidden_layers, re.search(r"\.(\d+)\.", weight.name)
     layer = int(found[1]) if found else 0
@@ -128,17 +128,17 @@ def _in_a_block(weight: Weight, kind: str, config: Any, imatrix: bool) -> dict[s
     if part in ("v_proj", "qkv_proj"):
         low, wide = {"IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}, grouped >= 4
         rules = {name: "Q4_K" if wide else low.get(name, "Q2_K") for name in GGUF_TYPES if name[:3] in ("IQ1", "IQ2")}
-        rules_3 = finer | {
+        others = finer | {
             "Q2_K": "Q4_K" if wide else "Q3_K", "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K", "Q3_K_L": "Q5_K",
             "IQ3_M": "Q4_K", "IQ3_XXS": "Q4_K" if wide else "IQ3_XXS" if imatrix else "IQ3_S",
         }  # fmt: skip
-        rules_3 |= {"Q4_K_S": "Q5_K"} if layer < 4 else {}
+        others |= {"Q4_K_S": "Q5_K"} if layer < 4 else {}
         if wide:
-            rules_3 |= {"Q2_K_S": "Q4_K", "IQ3_XS": "Q4_K", "IQ3_S": "Q4_K", "IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}
+            others |= {"Q2_K_S": "Q4_K", "IQ3_XS": "Q4_K", "IQ3_S": "Q4_K", "IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}
         if layers == 80 and grouped > 1:  # llama.cpp knows a model of 70 billion weights by its layers
-            rules_3 = {name: "Q5_K" if rules_3.get(name, name[:4]) in ("Q3_K", "Q4_K") else rules_3.get(name)
-                       for name in GGUF_TYPES if name in rules_3 or name[:4] in ("Q3_K", "Q4_K")}  # fmt: skip
-        return rules | rules_3
+            others = {name: "Q5_K" if others.get(name, name[:4]) in ("Q3_K", "Q4_K") else others.get(name)
+                      for name in GGUF_TYPES if name in others or name[:4] in ("Q3_K", "Q4_K")}  # fmt: skip
+        return rules | others
     if part == "down_proj":
         rules = finer | {"Q2_K": "Q3_K", "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K", "Q3_K_L": "Q5_K"}
         rules |= {} if imatrix else {"IQ3_XXS": "Q4_K" if eighth else "Q3_K"}

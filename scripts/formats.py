@@ -228,8 +228,9 @@ def measure(name: str, scratch: pathlib.Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     library, method = METHODS[name]
-    version = next((importlib.metadata.version(library) for _ in [0] if _has(library)), "not installed")
-    row: dict[str, Any] = {"name": name, "library": f"{library} {version}"}
+    if not _has(library):
+        return print(json.dumps({"name": name, "library": library, "said": f"not tried: {library} is not there"}))
+    row: dict[str, Any] = {"name": name, "library": f"{library} {importlib.metadata.version(library)}"}
     if _has("torchao"):
         importlib.import_module("torchao.quantization")  # first: it keeps torch's functions by what they are
     multiply_in_32_bits()

@@ -227,7 +227,7 @@ class Lesson:
         if row.name in SERVED:
             more |= {"gpus": given.get("GPUS", 1), "overhead": OVERHEAD if self.machine.gpus else OVERHEAD_VLLM_CPU}
         where = row.where
-        if "GPU_LAYERS" in given and given["GPU_LAYERS"]:
+        if given.get("GPU_LAYERS"):
             where = "gpu" if given["GPU_LAYERS"] == -1 else "spread"
         if row.name == "sharding" and not fits.fit_on(self.machine, self.config, "16-bit").fits:
             where = "memory"  # written from ordinary memory

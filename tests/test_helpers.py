@@ -444,6 +444,8 @@ def test_which_file_reads_a_page_as_it_is():
     assert "importance" in rows[1]["note"] and "UD" in rows[0]["note"]
     (row,) = helpers.which_file(["Model-FP8-dynamic"], config, 1e12)
     assert row["bytes"] == helpers.weight_bytes(config, "FP8") and row["fits"]
+    (row,) = helpers.which_file(["Model-imatrix.gguf", "Model-Q4_K_M-imatrix.gguf"], config, 1e12)
+    assert row["name"] == "Model-Q4_K_M-imatrix.gguf", "the file that 10 makes, and not the matrix itself"
     (row,) = helpers.which_file(["Model-UD-Q2_K_XL.gguf"], config, 1e12)
     assert row["bytes"] is None and not row["fits"], "no size, no promise"
     for wrong in (dict(memory=0), dict(memory=-1.0), dict(memory=1e9, context=0)):
