@@ -33,7 +33,8 @@ from series.techniques import BY_NOTEBOOK
 
 ROOT, ESCAPED, CONTROL = report.ROOT, "**escaped**", "nothing: the control"
 GONE = None  # in place of old and new: the cell does nothing
-TESTS = ["test_notebooks", "test_lessons", "test_fresh", "test_original"]
+TESTS = ["test_notebooks", "test_lessons", "test_fresh"]
+OWN = {"08_original_stack": "test_original", "09_serving": "test_serving"}  # what else reads a notebook's execution
 READERS = "not predict and not recipe and not term"  # of these files, the tests that read the notebook's text
 WORKERS = 2
 
@@ -182,6 +183,51 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("an old line as the new one", [("rows", "from_pretrained(BASE, dtype=torch.bfloat16)", "from_pretrained(BASE, torch_dtype=torch.bfloat16)")]),
         ("the model kept", [("free", "del model, pipe", "pass")]),
     ],
+    "09_serving": [
+        ("the 16-bit model under the other's name", [("serve", '"serve", awq, "--tokenizer", path,', '"serve", path,')]),
+        ("sampling", [("full", "temperature=0", "temperature=3")]),
+        ("no key", [("serve", "secrets.token_hex(16)", '""')]),
+        ("the key on the command line", [("serve", '*here, str(PORT)]', '*here, str(PORT), "--api-key", key]')]),
+        ("open to the network", [("serve", '"127.0.0.1"', '"0.0.0.0"')]),
+        ("one conversation at a time", [("serve", '"--parallel", "16"', '"--parallel", "1"')]),
+        ("always one user", [("load", "path, count, key", "path, 1, key")]),
+        ("no schema sent", [("schema", " | asked", "")]),
+        ("room for all", [("full", "max(80,", "max(800,")]),
+        ("the cache of one conversation", [("cache", "16 * cache_bytes", "cache_bytes")]),
+        ("70 billion weights that weigh nothing", [("gpus", " - size", "")]),
+        ("the servers left running", [("free", "servers[name].terminate()", "pass")]),
+    ],
+    "10_which_file": [
+        ("sizes without the matrix", [("listed", 'imatrix=kind < "IQ4"', "imatrix=False")]),
+        ("the mean instead of the mean square", [("importance", "x.square()", "x")]),
+        ("one text", [("importance", "for text in texts:", "for text in texts[:1]:")]),
+        ("no matrix handed over", [("make", "settings.imatrix, settings.kv_overrides = table, note", "settings.kv_overrides = note")]),
+        ("a file that does not say it", [("make", "settings.imatrix, settings.kv_overrides = table, note", "settings.imatrix = table")]),
+        ("another type", [("make", "quantize(QUANT_TYPE, ", 'quantize("Q8_0", ')]),
+        ("the 16-bit file run", [("load", "Llama(file,", "Llama(full,")]),
+        ("sampling", [("ask", "temperature=0.0", "temperature=3.0, top_k=0, top_p=1.0, min_p=0.0")]),
+        ("the control in the matrix's place", [("gives", "(None, equal, matrix)", "(None, matrix, equal)")]),
+        ("standard deviations for standard errors", [("gives-table", " / len(values) ** 0.5", "")]),
+        ("one way tried instead of 37, the check gone", [("search", "np.arange(37,", "np.arange(1,"), ("same", "assert equal.mean() > 0.9", "assert True")]),
+        ("scales not mended, the check gone", [("scales", "range(5)", "range(0)"), ("same", "assert equal.mean() > 0.9", "assert True")]),
+        ("the file with the matrix as the one without", [("error", '"no matrix": without', '"no matrix": made[-1]')]),
+        ("the model kept", [("free", "llm.close()\ndel llm, model,", "kept = model\ndel llm, model,")]),
+    ],
+    "11_newer_formats": [
+        ("INT8 for FP8", [("make", "formats[FORMAT]", 'formats["INT8"]')]),
+        ("the 16-bit model loaded", [("load", "from_pretrained(folder, dtype", "from_pretrained(path, dtype")]),
+        ("sampling", [("ask", "do_sample=False", "do_sample=True, temperature=3.0")]),
+        ("not measured", [("measure", GONE, "")]),
+        ("the farthest level", [("by-hand", "argmin(1)", "argmax(1)")]),
+        ("a bit of mantissa more, the checks gone", [("rebuild", "mantissa=3", "mantissa=4"), ("same", "assert torch.equal", "torch.equal")]),
+        ("twice the scale in MXFP4, the checks gone", [("rebuild", "- 1.0 - 2)", "- 1.0 - 1)"), ("same", "assert torch.equal", "torch.equal")]),
+        ("NVFP4's scale in 32 bits, the checks gone", [("rebuild", "scale = fp8((blocks.abs()", "scale = ((blocks.abs()"), ("same", "assert torch.equal", "torch.equal")]),
+        ("blocks of 64 for 128", [("grid", '"128, 16 bits": (128, "")', '"128, 16 bits": (64, "")')]),
+        ("smoothed the wrong way", [("smooth", "int8(x / s, 1) @ int8(w * s, 1).T", "int8(x * s, 1) @ int8(w / s, 1).T")]),
+        ("one scale for all activations", [("smooth", "values.abs().amax(dim, keepdim=True)", "values.abs().max()")]),
+        ("AWQ for 16 bits", [("speed", '"16-bit"][count]', '"AWQ"][count]')]),
+        ("the model kept", [("free", "del model, weight", "kept = model\ndel model, weight")]),
+    ],
 }  # fmt: skip
 
 
@@ -210,7 +256,7 @@ def attempt(stem: str, edits: list[tuple], copy: pathlib.Path) -> tuple[str, flo
     original, notebook = path.read_bytes(), nbformat.read(path, as_version=4)
     sabotage(notebook, edits)
     shutil.rmtree(linked, ignore_errors=True)  # links, made anew, but for what a sabotaged cell makes itself
-    made = stem in BY_NOTEBOOK and any(place in ("make", "save", "shift") for place, *_ in edits)
+    made = stem in BY_NOTEBOOK and any(place in ("make", "save", "shift", "importance") for place, *_ in edits)
     own = shutil.ignore_patterns(f"{BY_NOTEBOOK[stem].name}-*" if made else "-", "executed", ".lock")
     shutil.copytree(artifacts_folder(), linked, copy_function=os.link, symlinks=True, ignore=own)
     env = {k: v for k, v in os.environ.items() if k != "QUANT_ARTIFACTS"}
@@ -219,9 +265,10 @@ def attempt(stem: str, edits: list[tuple], copy: pathlib.Path) -> tuple[str, flo
     start = time.perf_counter()
     try:
         nbformat.write(notebook, path)
-        files = [f"tests/{name}.py" for name in TESTS]
+        own = OWN.get(stem, stem)
+        files = [f"tests/{name}.py" for name in (*TESTS, *filter(None, [OWN.get(stem)]))]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *files]
-        done = subprocess.run([*command, "-k", f"({stem} or test_original) and {READERS}"], cwd=copy, env=env,
+        done = subprocess.run([*command, "-m", "not slow", "-k", f"({stem} or {own}) and {READERS}"], cwd=copy, env=env,
                               capture_output=True, text=True)  # fmt: skip
     finally:
         path.write_bytes(original)

@@ -1,4 +1,4 @@
-"""Does memory come back? The recipes of all six techniques in one kernel, one after the other, for ten rounds.
+"""Does memory come back? The recipes of all techniques and the servers in one kernel, in turn, for ten rounds.
 
     python proofs/soak.py [--rounds 10] [--layers N] [--techniques baseline nf4 ...] [--out proofs/soak.md]
 
@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 sys.path[:0] = [str(report.ROOT), str(report.ROOT / "scripts")]
 import speed  # noqa: E402
 from series import notebooks  # noqa: E402
-from series.techniques import MEASURED  # noqa: E402
+from series.techniques import MEASURED, TECHNIQUES  # noqa: E402
 
 LIMIT = 0.02  # of the 16-bit model's bytes
 FREE = """
@@ -31,6 +31,9 @@ if "llm" in globals() and hasattr(llm, "llm_engine"):
     llm.llm_engine.engine_core.shutdown()
 elif "llm" in globals():
     llm.close()
+for server in [each for each in globals().values() if isinstance(each, subprocess.Popen)]:
+    server.terminate()
+    server.wait()
 for name in ("model", "llm", "pipe", "second", "output", "outputs"):
     globals().pop(name, None)
 import contextlib, io, json, psutil, torch
@@ -67,8 +70,10 @@ def soak(folder: str, names: list[str], rounds: int) -> list[dict]:
     with client.setup_kernel():
         run(f"import sys; sys.path.insert(0, {str(report.ROOT)!r}); import pathlib, subprocess")
         for number in range(rounds):
-            for row in (row for row in MEASURED if row.name in names):
-                given = notebooks.default_parameters(row.notebook) | {"MODEL": folder, "MAX_NEW_TOKENS": 8}
+            for row in (row for row in TECHNIQUES.values() if row.name in names):
+                # what servers hold is gone with them: with tiny, the kernel beside them is what counts
+                model = "tiny" if row.name == "serving" else folder
+                given = notebooks.default_parameters(row.notebook) | {"MODEL": model, "MAX_NEW_TOKENS": 8}
                 run("\n".join(f"{name} = {value!r}" for name, value in given.items()))
                 for cell in notebooks.cells(row.notebook):
                     if cell["id"] == "start" or "copy" in cell["tags"]:
@@ -86,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--techniques", nargs="+", default=[row.name for row in MEASURED])
+    parser.add_argument("--techniques", nargs="+", default=[*(row.name for row in MEASURED), "serving"])
     parser.add_argument("--out")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -99,16 +104,17 @@ def main() -> None:
     lines = [f"A 16-bit model of {size / 1e6:,.0f} MB; {len(found)} releases. Above the first round:", "",
              "| technique | resident, at most | GPU, at most | children | ports | held |",
              "|---|---|---|---|---|---|"]  # fmt: skip
-    worst = 0.0
+    worst, left = 0.0, 0
     for name, start in first.items():
         rows = [row for row in found if row["technique"] == name]
         most = {key: max(row[key] - start[key] for row in rows) for key in ("resident", "gpu", "children", "ports")}
         worst = max(worst, most["resident"] / size, most["gpu"] / size)
+        left = max(left, most["children"], most["ports"])
         held = sorted({text for row in rows for text in row["held"]})
         cells = [name, *(f"{most[key] / 1e6:+.1f} MB" for key in ("resident", "gpu")),
                  *(f"{most[key]:+}" for key in ("children", "ports")), ", ".join(held) or "nothing"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    verdict = "passed" if worst < LIMIT and not any(row["held"] for row in found) else "FAILED"
+    verdict = "passed" if worst < LIMIT and left <= 0 and not any(row["held"] for row in found) else "FAILED"
     lines += ["", f"At most {worst:.2%} of the model; the limit is {LIMIT:.0%}: {verdict}."]
     command = f"python proofs/soak.py --rounds {given.rounds}"
     report.write("Memory that comes back", command, "\n".join(lines), given.out)

@@ -1,4 +1,4 @@
-"""Many users at once on GPUs: vLLM's server with Zephyr's shape in 16 bits, FP8 and AWQ, on one GPU and two.
+"""Many users at once on GPUs: vLLM's server with Zephyr's shape in 16 bits, FP8 and 4 bits, on one GPU and two.
 
     python scripts/speed_serving.py [--gpus 1 2] [--rows NAME ...] [--users 1 4 16 64] [--out FILE]
 
@@ -13,11 +13,13 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 
 import torch
 
@@ -29,6 +31,7 @@ from series import serving
 ROWS = [  # name, checkpoint, GPUs, what is shared
     ("16-bit, 1 GPU", "base", 1, []), ("AWQ, 1 GPU", "awq", 1, []),
     ("FP8 dynamic, 1 GPU", "base", 1, ["--quantization", "fp8"]), ("FP8 static, 1 GPU", "fp8", 1, []),
+    ("W4A16, 1 GPU", "packed", 1, []),
     ("16-bit, tensor parallel 2", "base", 2, ["--tensor-parallel-size", "2"]),
     ("AWQ, tensor parallel 2", "awq", 2, ["--tensor-parallel-size", "2"]),
     ("16-bit, pipeline parallel 2", "base", 2, ["--pipeline-parallel-size", "2"]),
@@ -36,52 +39,64 @@ ROWS = [  # name, checkpoint, GPUs, what is shared
 ]  # fmt: skip
 
 
-def make_awq(base: pathlib.Path, folder: pathlib.Path) -> None:
-    """An AWQ checkpoint of random integers in groups of 128, in the layout that gptqmodel and AutoAWQ write."""
+def rewrite(base: pathlib.Path, folder: pathlib.Path, change: Callable, config: dict) -> None:
+    """The checkpoint ``base`` in another format: ``change(place, weight)`` gives what takes a matrix's place."""
     from safetensors.torch import load_file, save_file
 
     folder.mkdir()
     tensors = {}
     for file in base.glob("*.safetensors"):
         for name, weight in load_file(file).items():
-            if not name.endswith("_proj.weight"):
-                tensors[name] = weight.half()
-                continue
-            outputs, inputs = weight.shape
             place = name.removesuffix(".weight")
-            whole = dict(low=-(2**31), high=2**31, dtype=torch.int32)
-            tensors[f"{place}.qweight"] = torch.randint(size=(inputs, outputs // 8), **whole)
-            tensors[f"{place}.qzeros"] = torch.randint(size=(inputs // 128, outputs // 8), **whole)
-            tensors[f"{place}.scales"] = torch.rand(inputs // 128, outputs).half() / 500
+            tensors |= change(place, weight) if place.endswith("_proj") else {name: weight}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    quantization = dict(quant_method="awq", bits=4, group_size=128, zero_point=True, version="gemm")
-    config = json.loads((base / "config.json").read_text())
-    config |= {"quantization_config": quantization, "dtype": "float16"}
+    config = json.loads((base / "config.json").read_text()) | config
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     for file in base.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
+
+
+def integers(*shape: int) -> torch.Tensor:
+    return torch.randint(size=shape, low=-(2**31), high=2**31, dtype=torch.int32)
+
+
+def make_awq(base: pathlib.Path, folder: pathlib.Path) -> None:
+    """An AWQ checkpoint of random integers in groups of 128, in the layout that gptqmodel and AutoAWQ write."""
+
+    def change(place: str, weight: torch.Tensor) -> dict:
+        outputs, inputs = weight.shape
+        return {f"{place}.qweight": integers(inputs, outputs // 8),
+                f"{place}.qzeros": integers(inputs // 128, outputs // 8),
+                f"{place}.scales": torch.rand(inputs // 128, outputs).half() / 500}  # fmt: skip
+
+    how = dict(quant_method="awq", bits=4, group_size=128, zero_point=True, version="gemm")
+    rewrite(base, folder, change, {"quantization_config": how, "dtype": "float16"})
+
+
+def make_packed(base: pathlib.Path, folder: pathlib.Path) -> None:
+    """compressed-tensors' W4A16, as llm-compressor writes it: random integers in groups of 128, no zero point."""
+
+    def change(place: str, weight: torch.Tensor) -> dict:
+        outputs, inputs = weight.shape
+        return {f"{place}.weight_packed": integers(outputs, inputs // 8),
+                f"{place}.weight_scale": torch.rand(outputs, inputs // 128).bfloat16() / 500,
+                f"{place}.weight_shape": torch.tensor(weight.shape)}  # fmt: skip
+
+    weights = dict(num_bits=4, type="int", symmetric=True, strategy="group", group_size=128, dynamic=False)
+    how = dict(quant_method="compressed-tensors", format="pack-quantized", quantization_status="compressed",
+               ignore=["lm_head"], config_groups={"group_0": {"targets": ["Linear"], "weights": weights}})  # fmt: skip
+    rewrite(base, folder, change, {"quantization_config": how})
 
 
 def make_fp8(base: pathlib.Path, folder: pathlib.Path) -> None:
     """A checkpoint in FP8: one scale for each matrix, and a fixed one for its activations, as vLLM's 'fp8' reads it."""
-    from safetensors.torch import load_file, save_file
 
-    folder.mkdir()
-    tensors = {}
-    for file in base.glob("*.safetensors"):
-        for name, weight in load_file(file).items():
-            tensors[name] = weight
-            if name.endswith("_proj.weight"):
-                scale = weight.abs().max().float() / 448
-                tensors[name] = (weight.float() / scale).to(torch.float8_e4m3fn)
-                tensors[f"{name}_scale"] = scale
-                tensors[name.removesuffix("weight") + "input_scale"] = torch.tensor(0.01)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((base / "config.json").read_text())
-    config |= {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    for file in base.glob("tokenizer*"):
-        (folder / file.name).write_bytes(file.read_bytes())
+    def change(place: str, weight: torch.Tensor) -> dict:
+        scale = weight.abs().max().float() / 448
+        return {f"{place}.weight": (weight.float() / scale).to(torch.float8_e4m3fn),
+                f"{place}.weight_scale": scale, f"{place}.input_scale": torch.tensor(0.01)}  # fmt: skip
+
+    rewrite(base, folder, change, {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}})
 
 
 def measure(row: tuple, scratch: pathlib.Path, users: list[int], more: list[str]) -> dict:
@@ -132,7 +147,7 @@ def main() -> None:
         scratch = pathlib.Path(folder)
         speed.make_base(scratch / "base", given.layers)
         torch.cuda.empty_cache()
-        for name, make in {"awq": make_awq, "fp8": make_fp8}.items():
+        for name, make in {"awq": make_awq, "fp8": make_fp8, "packed": make_packed}.items():
             if any(row[1] == name for row in rows):
                 make(scratch / "base", scratch / name)
         for row in rows:
@@ -146,4 +161,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server ends with this program
     main()

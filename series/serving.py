@@ -90,7 +90,7 @@ def free_port(first: int, count: int) -> int:
     raise OSError(f"No {count} ports in a row are free from {first} on; set PORT lower.")
 
 
-def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int = 64, answered: int = 32) -> dict:
+def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int = 64, answered: int = 24) -> dict:
     """Put a server under the load of ``users`` who ask again as soon as they have their answer: ``vllm bench serve``.
 
     Args:

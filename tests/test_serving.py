@@ -44,6 +44,25 @@ def test_many_users_get_more_tokens_and_wait_longer(executed):
     assert rows[:18] == ["1", "2", "4", "8", "16", "32"] * 3  # more columns may stand below
 
 
+def test_a_server_without_room_takes_answers_back_and_gives_them_all(executed):
+    found = re.findall(r"([\w-]+): (\d+) pages of \d+ tokens; (\d+) answers", printed(cell(executed(STEM), "room")))
+    pages, again = ({name: int(row[place]) for name, *row in found} for place in (0, 1))
+    assert pages["16-bit"] == 80 < pages["awq"] and again["16-bit"] > 0 == again["awq"]
+
+
+def test_the_servers_listen_on_this_machine_alone_and_the_key_is_in_no_command_line(tmp_path, monkeypatch):
+    """The notebook's own cells, with a recorder in the place of the two processes."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **settings: started.append(command))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    names = notebooks.default_parameters(STEM) | {"path": str(tmp_path / "model"), "awq": "awq", "gguf": "gguf"}
+    exec(notebooks.cell(STEM, "serve")["source"], names)
+    assert [command[:2] for command in started] == [["llama-server", "--model"], ["vllm", "serve"]]
+    for command in started:
+        assert command[command.index("--host") + 1] == "127.0.0.1" and names["key"] not in command
+    assert len(names["key"]) >= 32 and {os.environ["VLLM_API_KEY"], os.environ["LLAMA_API_KEY"]} == {names["key"]}
+
+
 def test_what_is_read_again_is_not_paid_again(executed):
     text = printed(cell(executed(STEM), "prefix"))
     for name in ("gguf", "awq"):
