@@ -139,10 +139,19 @@ sys.meta_path.insert(0, Forbidden())
 """
 
 
+# What 04's text tells a reader without a GPU to install is here only said: a torch that knows of no accelerator.
+CPU_BUILD = """
+import torch
+
+if not torch.cuda.is_available():
+    torch.accelerator.current_accelerator = lambda check_available=False: None
+"""
+
+
 def program(stem: str, path: str, converter: str, **parameters: object) -> str:
     """The cells tagged 'copy' with nothing before them but parameters, ``path``, ``texts`` and ``converter``."""
     row, given = BY_NOTEBOOK[stem], notebooks.default_parameters(stem) | parameters
-    lines = [FORBID, *(f"{name} = {value!r}" for name, value in given.items() if name != "MODEL"), f"path = {path!r}"]
+    lines = [FORBID, CPU_BUILD if row.name == "gptq" else "", *(f"{name} = {value!r}" for name, value in given.items() if name != "MODEL"), f"path = {path!r}"]
     if row.calibrates:
         lines.append(f"texts = {calibration_texts(2)!r}")
     if row.library == "llama.cpp":

@@ -23,6 +23,7 @@ VOLATILE = [re.compile(pattern) for pattern in (
     rf"{NUMBER}(?= processes hold)|(?<=hold ){NUMBER}(?= MB)",
     rf"{NUMBER} (?:tokens/s|ms\b|GB/s|s\b)",
     rf"{NUMBER}(?= MB above the start)|(?<=16-bit model must fit as well: ).*",
+    r"(?<=^python )[\d.]+|\btorch [\d.]+(?:\+\w+)?",  # any of three Pythons, and torch's build
 )]  # fmt: skip
 DEVICE = re.compile(r"^(NVIDIA .+|cpu \(.+?\))(?=: .*of memory free)", re.M)
 
@@ -41,8 +42,8 @@ def without_times(text: str) -> list[str]:
             line = re.sub(rf"{NUMBER}\s*$", "?", line)
         for pattern in VOLATILE:
             line = pattern.sub("?", line)
-        if re.match(r"PORT = \d+: ", line):
-            continue  # another program holds the first port
+        if re.match(r"PORT = \d+: |this torch was built for CUDA", line):
+            continue  # another program holds the first port; another build of torch
         lines.append(re.sub(r"\s+", " ", line).strip())
     return [line for line in lines if line]
 
