@@ -151,7 +151,8 @@ if not torch.cuda.is_available():
 def program(stem: str, path: str, converter: str, **parameters: object) -> str:
     """The cells tagged 'copy' with nothing before them but parameters, ``path``, ``texts`` and ``converter``."""
     row, given = BY_NOTEBOOK[stem], notebooks.default_parameters(stem) | parameters
-    lines = [FORBID, CPU_BUILD if row.name == "gptq" else "", *(f"{name} = {value!r}" for name, value in given.items() if name != "MODEL"), f"path = {path!r}"]
+    lines = [FORBID, CPU_BUILD if row.name == "gptq" else ""]
+    lines += [*(f"{name} = {value!r}" for name, value in given.items() if name != "MODEL"), f"path = {path!r}"]
     if row.calibrates:
         lines.append(f"texts = {calibration_texts(2)!r}")
     if row.library == "llama.cpp":
