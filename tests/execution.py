@@ -198,7 +198,7 @@ def copied(stem: str) -> tuple[int, str, str]:
 def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[dict[str, str], dict[str, tuple]]:
     """Execute notebooks, two at a time, each after those it needs, and the programs of ``copies`` beside them.
 
-    A kernel waits now and then, so a program runs beside two of them; not beside 09, which measures speed.
+    A kernel waits now and then, so a program runs beside two of them; none begins beside 09, which measures speed.
 
     Returns:
         The notebooks' errors, and the programs' exit statuses and outputs.
@@ -212,7 +212,7 @@ def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[
         while waiting or programs or running:
             for stem in list(waiting):
                 needs = [n for n in NEEDS.get(stem, ("01_baseline",) if stem in BY_STEM else ()) if n in stems]
-                busy = len(running) if stem[:2] == "09" else sum(not copy for _, copy in running.values())
+                busy = sum(not copy for _, copy in running.values())
                 if busy < WORKERS and all(need in errors for need in needs):
                     waiting.remove(stem)
                     running[pool.submit(run, stem, str(folder))] = stem, False
