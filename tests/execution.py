@@ -196,9 +196,7 @@ def copied(stem: str) -> tuple[int, str, str]:
 
 
 def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[dict[str, str], dict[str, tuple]]:
-    """Execute notebooks, two at a time, each after those it needs, and the programs of ``copies`` beside them.
-
-    A kernel waits now and then, so a program runs beside two of them; none begins beside 09, which measures speed.
+    """Execute notebooks, two at a time, each after those it needs, and the programs of ``copies`` where there is room.
 
     Returns:
         The notebooks' errors, and the programs' exit statuses and outputs.
@@ -207,17 +205,15 @@ def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[
     waiting = sorted(stems, key=lambda stem: FIRST.index(stem[:2]))
     programs = sorted(copies, key=lambda stem: FIRST.index(stem[:2]))
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(WORKERS + 1, mp_context=context, initializer=share_the_cores) as pool:
+    with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context, initializer=share_the_cores) as pool:
         running: dict[concurrent.futures.Future, tuple[str, bool]] = {}
         while waiting or programs or running:
             for stem in list(waiting):
                 needs = [n for n in NEEDS.get(stem, ("01_baseline",) if stem in BY_STEM else ()) if n in stems]
-                busy = sum(not copy for _, copy in running.values())
-                if busy < WORKERS and all(need in errors for need in needs):
+                if len(running) < WORKERS and all(need in errors for need in needs):
                     waiting.remove(stem)
                     running[pool.submit(run, stem, str(folder))] = stem, False
-            speed = any(stem[:2] == "09" for stem, _ in running.values())
-            while programs and len(running) < WORKERS + (not speed):
+            while programs and len(running) < WORKERS:
                 stem = programs.pop(0)
                 running[pool.submit(copied, stem)] = stem, True
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
