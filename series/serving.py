@@ -20,7 +20,7 @@ HERE = pathlib.Path(__file__).parent / "commands"
 MARK = "SERIES_SERVERS"
 # A process of its own, which reads until the kernel has ended, however it ended, and then ends what carries the mark.
 WATCH = f"""
-import sys, psutil
+import sys, time, psutil
 sys.stdin.read()
 def left():
     for process in psutil.process_iter():
@@ -29,10 +29,17 @@ def left():
                 yield process
         except (psutil.Error, OSError):
             pass
+def runs(process):  # a dead one stays in the table until its parent asks
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 servers = list(left())
 for process in servers:
     process.terminate()
-psutil.wait_procs(servers, timeout=8)
+end = time.time() + 8
+while time.time() < end and any(map(runs, servers)):
+    time.sleep(0.1)
 for process in left():
     process.kill()
 """
@@ -63,12 +70,23 @@ def search_path(folder: pathlib.Path) -> str:
     return os.pathsep.join([str(folder), own, os.environ.get("PATH", "")])
 
 
+_watchers: list[subprocess.Popen] = []
+
+
 def watch() -> subprocess.Popen:
-    """See to it that what this kernel starts from now on ends with it: also when it is killed."""
+    """See to it that what this kernel starts from now on ends with it: also when it is killed.
+
+    What an earlier call watches ends now, so that a notebook that runs twice has its servers once.
+    """
+    while _watchers:
+        earlier = _watchers.pop()
+        earlier.stdin.close()
+        earlier.wait()
     mark = uuid.uuid4().hex
     settings = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     watcher = subprocess.Popen([sys.executable, "-c", WATCH, mark], **settings)
     os.environ[MARK] = mark
+    _watchers.append(watcher)
     return watcher
 
 

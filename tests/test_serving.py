@@ -215,6 +215,17 @@ def test_servers_end_with_their_kernel_even_when_it_is_killed(commands):
                           for p in psutil.process_iter(["cmdline"]) for word in p.info["cmdline"] or []))  # fmt: skip
 
 
+def test_a_second_start_ends_what_the_first_has_left(monkeypatch):
+    monkeypatch.setenv(serving.MARK, "of this test")
+    first = serving.watch()
+    server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    second = serving.watch()
+    assert server.wait(10) == -signal.SIGTERM and first.poll() == 0 and second.poll() is None
+    second.stdin.close()
+    assert second.wait(10) == 0
+    serving._watchers.clear()
+
+
 def test_the_service_is_one_that_systemd_takes(tmp_path):
     """The tool that reads such files finds nothing to say, but that the program is not installed here."""
     text = (ROOT / "examples" / "llama-server.service").read_text(encoding="utf-8")
