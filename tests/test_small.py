@@ -80,6 +80,17 @@ def test_what_06_says_of_a_real_model(run):
 
 
 @pytest.mark.slow
+def test_what_11_says_of_a_real_model(run):
+    """Its prose has five errors of the first block's weights, as its table gives them with this model."""
+    said = default_cell("11_newer_formats", "whole-text")["source"].partition("The real model")[2].partition("(Its")[0]
+    typed = [float(share) for share in re.findall(r"(\d\.\d\d)%", said)]
+    lines = printed(cell(run("11_newer_formats"), "grid")).splitlines()
+    rows = {line.split()[0]: re.findall(r"([\d.]+)%", line) for line in lines if line[:3] in ("NF4", "FP4")}
+    shown = [rows["NF4"][0], rows["NF4"][3], rows["FP4"][4], rows["FP4"][0], rows["FP4"][5]]
+    assert typed == pytest.approx([*map(float, shown)], abs=0.006)
+
+
+@pytest.mark.slow
 def test_the_comparison_of_a_real_model(run):
     for row in SIX:
         run(row.notebook)
