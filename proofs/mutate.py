@@ -34,7 +34,7 @@ from series.techniques import BY_NOTEBOOK
 ROOT, ESCAPED, CONTROL = report.ROOT, "**escaped**", "nothing: the control"
 GONE = None  # in place of old and new: the cell does nothing
 TESTS = ["test_notebooks", "test_lessons", "test_fresh"]
-OWN = {"08_original_stack": "test_original", "09_serving": "test_serving"}  # what else reads a notebook's execution
+OWN = {"08_original_stack": ["test_original"], "09_serving": ["test_serving"]}  # what else reads a notebook's execution
 READERS = "not predict and not recipe and not term"  # of these files, the tests that read the notebook's text
 WORKERS = 2
 
@@ -265,10 +265,10 @@ def attempt(stem: str, edits: list[tuple], copy: pathlib.Path) -> tuple[str, flo
     start = time.perf_counter()
     try:
         nbformat.write(notebook, path)
-        own = OWN.get(stem, stem)
-        files = [f"tests/{name}.py" for name in (*TESTS, *filter(None, [OWN.get(stem)]))]
+        own = OWN.get(stem, [])
+        files = [f"tests/{name}.py" for name in (*TESTS, *own)]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *files]
-        done = subprocess.run([*command, "-m", "not slow", "-k", f"({stem} or {own}) and {READERS}"], cwd=copy, env=env,
+        done = subprocess.run([*command, "-m", "not slow", "-k", f"({' or '.join([stem, *own])}) and {READERS}"], cwd=copy, env=env,
                               capture_output=True, text=True)  # fmt: skip
     finally:
         path.write_bytes(original)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import concurrent.futures
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -81,7 +82,8 @@ def watch() -> subprocess.Popen:
     while _watchers:
         earlier = _watchers.pop()
         earlier.stdin.close()
-        earlier.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a fork of this kernel may hold the other end
+            earlier.wait(20)
     mark = uuid.uuid4().hex
     settings = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     watcher = subprocess.Popen([sys.executable, "-c", WATCH, mark], **settings)

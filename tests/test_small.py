@@ -82,7 +82,7 @@ def test_what_06_says_of_a_real_model(run):
 @pytest.mark.slow
 def test_what_11_says_of_a_real_model(run):
     """Its prose has five errors of the first block's weights, as its table gives them with this model."""
-    said = default_cell("11_newer_formats", "whole-text")["source"].partition("The real model")[2].partition("(Its")[0]
+    said = default_cell("11_newer_formats", "whole-text")["source"].partition("The real model")[2].partition("\n\n")[0]
     typed = [float(share) for share in re.findall(r"(\d\.\d\d)%", said)]
     lines = printed(cell(run("11_newer_formats"), "grid")).splitlines()
     rows = {line.split()[0]: re.findall(r"([\d.]+)%", line) for line in lines if line[:3] in ("NF4", "FP4")}
