@@ -26,6 +26,7 @@ SHELL_LINE = re.compile(
 MARK = "SERIES_RUN"
 NOTEBOOKS = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
 TORCHS_CACHE = "torchinductor_"  # torch keeps what it compiled for the next process
+PATIENCE = 15.0  # seconds that a process has to end after the notebook
 
 
 class NotebookFailed(RuntimeError):
@@ -114,8 +115,8 @@ def check_outputs(notebook: nbformat.NotebookNode, name: str) -> None:
                 raise NotebookFailed(f"{name}, In [{number}]: {output.ename}: {output.evalue}")
 
 
-def _left_behind(mark: str, patience: float = 15) -> list[str]:
-    """Processes that carry the mark; they get some seconds to end, then are killed and named."""
+def _left_behind(mark: str) -> list[str]:
+    """Processes that carry the mark; they get ``PATIENCE`` to end, then are killed and named."""
 
     def marked() -> list[psutil.Process]:
         found = []
@@ -127,7 +128,7 @@ def _left_behind(mark: str, patience: float = 15) -> list[str]:
                 continue
         return found
 
-    end = time.time() + patience
+    end = time.time() + PATIENCE
     while (left := marked()) and time.time() < end:
         time.sleep(0.2)
     names = []

@@ -48,7 +48,13 @@ def results(request, artifacts, tmp_path_factory) -> tuple[pathlib.Path, dict[st
         if ONLY == "08_original_stack" or os.environ.get("CI"):
             say("the environment of 08_original_stack is missing: type 'make original'")
         stems.remove("08_original_stack")
-    return folder, *execution.run_all(stems, folder, copies)
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n  {line}", end="", flush=True)
+
+    return folder, *execution.run_all(stems, folder, copies, say)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
+from collections.abc import Callable
 
 import nbformat
 
@@ -195,7 +197,9 @@ def copied(stem: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[dict[str, str], dict[str, tuple]]:
+def run_all(
+    stems: list[str], folder: pathlib.Path, copies: list[str], say: Callable[[str], None] = print
+) -> tuple[dict[str, str], dict[str, tuple]]:
     """Execute notebooks, two at a time, each after those it needs, and the programs of ``copies`` where there is room.
 
     Returns:
@@ -204,7 +208,7 @@ def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[
     errors, found = {}, {}
     waiting = sorted(stems, key=lambda stem: FIRST.index(stem[:2]))
     programs = sorted(copies, key=lambda stem: FIRST.index(stem[:2]))
-    context = multiprocessing.get_context("spawn")
+    context, begun = multiprocessing.get_context("spawn"), {}
     with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context, initializer=share_the_cores) as pool:
         running: dict[concurrent.futures.Future, tuple[str, bool]] = {}
         while waiting or programs or running:
@@ -212,16 +216,19 @@ def run_all(stems: list[str], folder: pathlib.Path, copies: list[str]) -> tuple[
                 needs = [n for n in NEEDS.get(stem, ("01_baseline",) if stem in BY_STEM else ()) if n in stems]
                 if len(running) < WORKERS and all(need in errors for need in needs):
                     waiting.remove(stem)
+                    begun[stem, False] = time.time()
                     running[pool.submit(run, stem, str(folder))] = stem, False
             while programs and len(running) < WORKERS:
                 stem = programs.pop(0)
+                begun[stem, True] = time.time()
                 running[pool.submit(copied, stem)] = stem, True
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 stem, copy = running.pop(future)
                 (found if copy else errors)[stem] = future.result()
-                said = "copied" if copy else errors[stem] or "passed"
-                print(f"executed {stem}: {said}", file=sys.__stderr__, flush=True)
+                what = f"{stem}, as a program" if copy else stem
+                failed = found[stem][0] if copy else errors[stem]
+                say(f"{what}: {'failed' if failed else 'done'} after {time.time() - begun[stem, copy]:.0f} s")
     return errors, found
 
 

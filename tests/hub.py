@@ -1,4 +1,4 @@
-"""A stand-in for the model hub on this machine: a folder under the name some/model, served as the hub serves files."""
+"""A stand-in for the model hub on this machine: folders, each as a model, served as the hub serves files."""
 
 from __future__ import annotations
 
@@ -17,29 +17,38 @@ from execution import ROOT
 
 
 @contextlib.contextmanager
-def serve(folder: pathlib.Path, gated: bool = False) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+def serve(*folders: pathlib.Path, gated: bool = False) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """The hub's address, and a list that grows by each file's name and the bytes of it that were sent.
 
     Args:
+        folders: each is served as the model some/NAME, by its own name.
         gated: the listing is public, and the files answer 401, as before a model's terms are accepted.
     """
     sent: list[tuple[str, int]] = []
-    names = sorted(file.name for file in folder.iterdir())
-    commit = hashlib.sha1(repr(sorted((n, (folder / n).read_bytes()) for n in names)).encode()).hexdigest()
-    listing = {"id": "some/model", "sha": commit, "siblings": [{"rfilename": name} for name in names]}
-    tree = [{"type": "file", "path": n, "size": (folder / n).stat().st_size, "oid": "0" * 40} for n in names]
+    listings, trees = {}, {}
+    for folder in folders:
+        files = sorted(folder.iterdir())
+        commit = hashlib.sha1(repr([(file.name, file.read_bytes()) for file in files]).encode()).hexdigest()
+        siblings = [{"rfilename": file.name} for file in files]
+        listings[folder.name] = {"id": f"some/{folder.name}", "sha": commit, "siblings": siblings}
+        sizes = {file.name: file.stat().st_size for file in files}
+        trees[folder.name] = [{"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()]
+    by_name = {folder.name: folder for folder in folders}
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            path, headers, status = self.path.partition("?")[0], {"X-Repo-Commit": commit}, 200
-            name = path.rpartition("/")[2]
+            path = self.path.partition("?")[0]
+            model, name = path.partition("some/")[2].partition("/")[0], path.rpartition("/")[2]
+            if model not in by_name:
+                return self.send_error(404)
+            file, headers, status = by_name[model] / name, {"X-Repo-Commit": listings[model]["sha"]}, 200
             if "/resolve/" not in path:
-                body = json.dumps(tree if "/tree/" in path else listing).encode()
-            elif gated or not (folder / name).is_file():
+                body = json.dumps((trees if "/tree/" in path else listings)[model]).encode()
+            elif gated or not file.is_file():
                 headers["X-Error-Code"], status = ("GatedRepo", 401) if gated else ("EntryNotFound", 404)
                 body = b""
             else:
-                body = (folder / name).read_bytes()
+                body = file.read_bytes()
                 headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
                 if wanted := self.headers.get("Range"):
                     first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
@@ -68,9 +77,22 @@ def serve(folder: pathlib.Path, gated: bool = False) -> Iterator[tuple[str, list
         server.server_close()
 
 
-def ask(address: str, cache: pathlib.Path, code: str) -> str:
-    """Run ``code`` in a process that takes ``address`` for the hub; what it printed, or its error's last line."""
+ASK = """
+import sys
+
+for code in sys.argv[1:]:
+    try:
+        exec(code, {})
+    except BaseException as error:
+        print(*f"{type(error).__name__}: {error}".splitlines()[-1:])
+"""
+
+
+def ask(address: str, cache: pathlib.Path, *codes: str) -> list[str]:
+    """Run ``codes`` in a process that takes ``address`` for the hub; the line that each prints, or its error's last."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}  # no cache of others
     env |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
-    return (done.stderr.strip() if done.returncode else done.stdout.strip()).splitlines()[-1]
+    done = subprocess.run([sys.executable, "-c", ASK, *codes], cwd=ROOT, env=env, capture_output=True, text=True)
+    said = done.stdout.strip().splitlines()
+    assert len(said) == len(codes), (said, done.stderr)
+    return said

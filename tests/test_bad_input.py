@@ -173,7 +173,9 @@ def more_tokens(folder: pathlib.Path) -> None:
 def gated(folder: pathlib.Path) -> None:
     shutil.copy(TINY / CONFIG, folder)
     with hub.serve(folder, gated=True) as (address, _):
-        raise ConnectionError(hub.ask(address, folder / "cache", "from series.models import find; find('some/model')"))
+        code = f"from series.models import find; find('some/{folder.name}')"
+        (said,) = hub.ask(address, folder / "cache", code)
+    raise ConnectionError(said.removeprefix("ConnectionError: "))
 
 
 @mock.patch.dict(os.environ, HF_HUB_OFFLINE="0")
@@ -288,7 +290,7 @@ CASES = [
     Case("model", "a folder that is missing", lambda folder: find("./nowhere"), r"no folder .*\(looked for in"),
     Case("model", "a hub id, and no network", no_network, "neither a folder in .*hub cannot be reached .*Use MODEL",
          ConnectionError, 20),
-    Case("hub", "a login is needed", gated, "some/model asks for a login: accept its terms", ConnectionError, 20),
+    Case("hub", "a login is needed", gated, "some/mine asks for a login: accept its terms", ConnectionError, 20),
     Case("model", "a file", lambda folder: find(str(TINY / "model.safetensors")), "is a file. MODEL takes the folder"),
     Case("model", "an empty folder", lambda folder: find(str(folder)), "config.json is missing"),
     model("a cut config.json", "config.json is damaged", change(CONFIG, lambda content: content[:40])),

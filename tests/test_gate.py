@@ -120,43 +120,47 @@ def test_whose_output_each_layer_reads():
 
 # --- on the hub, before the download --------------------------------------------------------
 
-FIND = "from series import gate; from series.models import find; found = find('some/model'); print(found.download)"
-REQUIRE = f"{FIND}; gate.require(found)"
+FIND = "from series import gate; from series.models import find; found = find('some/{}')"
+SIZE, REQUIRE = f"{FIND}; print(found.download)", f"{FIND}; gate.require(found); print(found.download)"
+FETCH = "from huggingface_hub import snapshot_download as get; get('some/{}'%s)"
 
 
 def test_a_model_on_the_hub_passes_by_its_headers(folder, tmp_path):
     shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")  # as Mistral's makers publish it
     size = (folder / "model.safetensors").stat().st_size
     with hub.serve(folder) as (address, sent):
-        assert size < int(hub.ask(address, tmp_path / "cache", REQUIRE)) < 1.9 * size, "once, and not twice"
+        (download,) = hub.ask(address, tmp_path / "cache", REQUIRE.format("model"))
+    assert size < int(download) < 1.9 * size, "once, and not twice"
     fetched = [size for name, size in sent if name == "model.safetensors"]
-    assert fetched and sum(fetched) < 0.1 * (folder / "model.safetensors").stat().st_size, "the header, and no more"
+    assert fetched and sum(fetched) < 0.1 * size, "the header, and no more"
 
 
 def test_a_model_on_the_hub_is_refused_before_its_download(folder, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with hub.serve(folder) as (address, sent):
-        said = hub.ask(address, tmp_path / "cache", REQUIRE)
-        assert "some/model lack 1 of the tensors of a LlamaForCausalLM, such as 'lm_head.weight'" in said
-    for name, sentence in {
-        "model.fp16.safetensors": "some/model has neither model.safetensors nor model.safetensors.index.json",
-        "pytorch_model.bin": "no model*.safetensors file. This series loads no pickled weights",
-    }.items():
-        next(folder.glob("*model*.*s")).rename(folder / name)
-        with hub.serve(folder) as (address, sent):
-            assert sentence in hub.ask(address, tmp_path / name, REQUIRE)
-            assert not any(its == name for its, _ in sent)
+    others = {"model.fp16.safetensors": "neither model.safetensors nor model.safetensors.index.json",
+              "pytorch_model.bin": "no model*.safetensors file. This series loads no pickled weights"}  # fmt: skip
+    folders = [folder]
+    for number, name in enumerate(others):
+        folders.append(shutil.copytree(folder, tmp_path / f"other-{number}"))
+        (folders[-1] / "model.safetensors").rename(folders[-1] / name)
+    with hub.serve(*folders) as (address, sent):
+        said = hub.ask(address, tmp_path / "cache", *(REQUIRE.format(its.name) for its in folders))
+    assert "some/model lack 1 of the tensors of a LlamaForCausalLM, such as 'lm_head.weight'" in said[0]
+    assert all(sentence in line for sentence, line in zip(others.values(), said[1:], strict=True))
+    assert not {name for name, _ in sent} & set(others)
 
 
 def test_what_is_in_the_hubs_cache_is_not_fetched_again(folder, tmp_path):
-    fetch = "from huggingface_hub import snapshot_download as get; get('some/model'{}); "
-    size = (folder / "model.safetensors").stat().st_size
-    with hub.serve(folder) as (address, _):
-        assert int(hub.ask(address, tmp_path / "cut", fetch.format(", allow_patterns='*.json'") + FIND)) >= size
-        assert int(hub.ask(address, tmp_path / "whole", fetch.format("") + FIND)) == 0
-    assert int(hub.ask(address, tmp_path / "whole", REQUIRE)) == 0, "and no hub is needed then"
+    cut, size = shutil.copytree(folder, tmp_path / "cut"), (folder / "model.safetensors").stat().st_size
+    said = "; print('fetched')"
+    with hub.serve(folder, cut) as (address, _):
+        some, whole = FETCH % ", allow_patterns='*.json'" + said, FETCH % "" + said
+        asked = some.format("cut"), SIZE.format("cut"), whole.format("model"), SIZE.format("model")
+        found = hub.ask(address, tmp_path / "cache", *asked)
+    assert found[0] == found[2] == "fetched" and int(found[1]) >= size and int(found[3]) == 0
+    assert hub.ask(address, tmp_path / "cache", REQUIRE.format("model")) == ["0"], "and no hub is needed then"
 
 
 # --- what was made is checked ------------------------------------------------------------------

@@ -47,7 +47,8 @@ def test_a_sound_notebook_passes_and_gets_its_parameter(tmp_path):
         "temporary folder",
     ],
 )
-def test_what_must_fail_fails(tmp_path, cells, message):
+def test_what_must_fail_fails(tmp_path, monkeypatch, cells, message):
+    monkeypatch.setattr("execute.PATIENCE", 2)
     with pytest.raises(NotebookFailed, match=message):
         execute(make(tmp_path, *cells), tmp_path / "out.ipynb")
 
