@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -87,16 +88,18 @@ class LlamaCpp:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def _read(self, sequences: list[list[int]], reuse: bool = False) -> Iterator[tuple[list[int], Any]]:
-        """Each sequence with its log-probabilities at every place.
+    def _read(self, sequences: list[list[int]], reuse: bool = False) -> Iterator[tuple[list[int], int, Any]]:
+        """Each sequence, a place in it, and the log-probabilities at that place and all that follow.
 
         Args:
-            reuse: what a sequence has in common with the one before is not read again.
+            reuse: what a sequence has in common with the one before is not read again; else the place is 0.
         """
         from llama_cpp import Llama
 
         # only an instance that was made for it keeps the logits of every position
         settings = dict(n_ctx=max(map(len, sequences)), n_gpu_layers=self.model.model_params.n_gpu_layers)
+        if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # else llama.cpp takes all cores
+            settings["n_threads_batch"] = int(threads)
         with quiet():
             scorer = Llama(self.model.model_path, **settings, logits_all=True, verbose=False)
             try:
@@ -104,18 +107,22 @@ class LlamaCpp:
                 for ids in sequences:
                     same = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
                     scorer.n_tokens = min(same, len(ids) - 1) if reuse else 0  # where llama.cpp goes on
+                    first = max(scorer.n_tokens - 1, 0)  # this place is the same, and the token after it is another
                     scorer.eval(ids[scorer.n_tokens :])
-                    yield ids, log_softmax(scorer.scores[: len(ids)])
+                    yield ids, first, log_softmax(scorer.scores[first : len(ids)])
                     before = ids
             finally:
                 scorer.close()
 
     def scores(self, windows: list[list[int]]) -> list[Any]:
-        return [rows.astype("float16") for _, rows in self._read(windows)]
+        return [rows.astype("float16") for _, _, rows in self._read(windows)]
 
     def token_scores(self, sequences: list[list[int]]) -> list[list[float]]:
-        return [[float(row[token]) for row, token in zip(rows, ids[1:], strict=False)]
-                for ids, rows in self._read(sequences, reuse=True)]  # fmt: skip
+        found: list[list[float]] = []
+        for ids, first, rows in self._read(sequences, reuse=True):
+            known = found[-1][:first] if found else []
+            found.append(known + [float(row[token]) for row, token in zip(rows, ids[first + 1 :], strict=False)])
+        return found
 
     def answer(self, prompt: list[int], longest: int) -> list[int]:
         import llama_cpp
