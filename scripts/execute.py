@@ -70,9 +70,7 @@ def execute(
     output.unlink(missing_ok=True)  # what an earlier run left must not be read as this one's
     mark, before = uuid.uuid4().hex, os.environ.get("TMPDIR")
     temporary = pathlib.Path(tempfile.mkdtemp(prefix="series-"))
-    # inherited by the kernel and everything that it starts; libgomp's threads sleep when they wait for another kernel
-    os.environ |= {MARK: mark, "TMPDIR": str(temporary)}
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= {MARK: mark, "TMPDIR": str(temporary)}  # for the kernel and everything that it starts
     try:
         done = papermill.execute_notebook(
             source,

