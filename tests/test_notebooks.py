@@ -282,6 +282,22 @@ def test_the_model_is_gone_at_the_end(executed, stem):
         assert int(re.search(r"(\d+) processes hold", text)[1]) >= 1 and "\n0 of them are left" in text
 
 
+def test_what_sequences_share_is_read_once_and_scored_alike(executed, artifacts):
+    """In 16 bits; with Q4_K_M llama.cpp itself rounds by the batch's size, and single tokens differ by 0.4 nats."""
+    from llama_cpp import Llama
+
+    from series.runtimes import LlamaCpp
+
+    executed("05_gguf")
+    model = Llama(str(next(artifacts.glob("gguf-tiny-zephyr-*/*-BF16.gguf"))), n_ctx=64, verbose=False)
+    sequences = [[1, 40, 50, 60, 70], [1, 40, 50, 61], [1, 40, 50, 61, 80, 90], [1, 40], [2, 40, 50], [2, 40, 50]]
+    together, apart = LlamaCpp(model).token_scores(sequences), [LlamaCpp(model).token_scores([s])[0] for s in sequences]
+    model.close()
+    for ids, one, other in zip(sequences, together, apart, strict=True):
+        # seen: equal; a token scored in another's place is nats away
+        assert len(one) == len(ids) - 1 and one == pytest.approx(other, abs=0.1)
+
+
 def test_greedy_answers_do_not_depend_on_dice(executed):
     """01 samples on purpose, and only there; the answers of ask and measure are the same."""
     sampled = printed(cell(executed("01_baseline"), "sample")).strip().splitlines()
