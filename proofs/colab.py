@@ -27,6 +27,7 @@ import nbformat
 import report
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from uv import find_uv_bin
 
 ROOT = report.ROOT
 LISTS = ROOT / "proofs" / "colab"
@@ -37,6 +38,11 @@ NUMBERED = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.
 STEMS = [stem for stem in NUMBERED if stem[:2] != "08"]  # which says that it cannot run
 # google.colab imports these before the first cell (googlecolab/colabtools: autoviz, _reprs, drive, data_table).
 STAND_IN = "import IPython, numpy, pandas, psutil\n"
+# Colab brings uv, with settings that name files which are not there (googlecolab/colabtools, issue 5237). The cache of
+# this machine is left alone.
+UV = {"UV_SYSTEM_PYTHON": "true", "UV_PRERELEASE": "if-necessary-or-explicit", "UV_NO_CACHE": "1",
+      "UV_CONSTRAINT": "/backend-container/containers/requirements.constraints",
+      "UV_BUILD_CONSTRAINT": "/backend-container/containers/build.constraints"}  # fmt: skip
 START = "import google.colab, runpy; runpy.run_module('ipykernel_launcher', run_name='__main__')"
 
 
@@ -102,11 +108,15 @@ def colab(python: pathlib.Path, folder: pathlib.Path, hub: pathlib.Path) -> Iter
     kernel.mkdir(parents=True, exist_ok=True)
     argv = [str(python), "-c", START, "-f", "{connection_file}"]
     (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    (programs / "uv").symlink_to(find_uv_bin())
     settings = {f"url.file://{hub}/.insteadOf": "https://github.com/", "safe.directory": "*"}
     theirs = {"JUPYTER_PATH": str(folder / "jupyter"), "CUDA_VISIBLE_DEVICES": "", "GIT_CONFIG_COUNT": "2"}
     for number, (key, value) in enumerate(settings.items()):
         theirs |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
     before = dict(os.environ)
+    theirs |= UV | {"PATH": f"{programs}{os.pathsep}{before['PATH']}"}
     try:
         os.environ |= theirs
         for name in ("PYTHONPATH", "QUANT_ARTIFACTS", "HF_HUB_OFFLINE", "VIRTUAL_ENV"):

