@@ -60,6 +60,8 @@ def test_the_servers_load_what_was_made_listen_here_alone_and_the_key_is_in_no_c
     assert [command[:3] for command in started] == [["llama-server", "--model", "gguf"], ["vllm", "serve", "awq"]]
     for command in started:
         assert command[command.index("--host") + 1] == "127.0.0.1" and names["key"] not in command
+    flags = dict(zip(started[0][1::2], started[0][2::2], strict=True))
+    assert flags["--parallel"] == "16" and flags["--ctx-size"] == str(16 * names["CONTEXT"]), "as the exercise has it"
     assert len(names["key"]) >= 32 and {os.environ["VLLM_API_KEY"], os.environ["LLAMA_API_KEY"]} == {names["key"]}
 
 
@@ -75,6 +77,7 @@ def test_a_client_is_told_what_is_wrong(executed):
     for name in ("gguf", "awq"):
         assert f"{name}, a wrong key: Error code: 401" in text and f"{name}, too long: Error code: 400" in text, text
     assert "awq, a wrong model: Error code: 404" in text and "gguf, a wrong model: answers with gguf" in text
+    assert "awq, no key, at /invocations: status 200" in text, "vLLM's key guards less than the text says"
 
 
 def test_the_cache_is_as_large_as_predicted(executed):
