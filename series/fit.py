@@ -140,6 +140,26 @@ def preflight(
     return found
 
 
+def require_room_to_serve(machine: Machine, config: Any, context: int, share: float) -> None:
+    """09's servers at once: vLLM's with AWQ and with 16 bits, each in its ``share`` of a GPU, and llama.cpp's.
+
+    Raises:
+        MemoryError: they do not fit.
+    """
+    overhead = OVERHEAD if machine.gpu else OVERHEAD_VLLM_CPU
+    awq, whole = (fit_on(machine, config, kind, context, overhead=overhead).needed for kind in ("AWQ", "16-bit"))
+    if machine.gpu:
+        needed, room, place = whole, int(share * machine.gpu.total), f"in GPU_MEMORY = {share} of {machine.gpu.name}"
+    else:
+        needed = awq + whole + weight_bytes(config, "Q4_K_M")
+        room, place = machine.free, "free in this machine's memory"
+    if needed > room:
+        raise MemoryError(
+            f"09_serving serves the model in 16 bits as well, beside AWQ and GGUF. That needs {gb(needed)}, and "
+            f"{gb(room)} are {place}. 06_awq.ipynb runs AWQ alone, and 05_gguf.ipynb GGUF; or take MODEL = 'small'."
+        )
+
+
 def _advice(machine: Machine, config: Any, missed: Fit) -> str:
     would, can_make = [], fit_on(machine, config, "16-bit").fits
     for kind in ADVISED:

@@ -234,7 +234,10 @@ class Lesson:
         make = row.calibrates and not self.published
         fetched = [found for found in (self.published or self.base,) if found]
         kind = row.format_of(self.settings)
-        return fits.preflight(self.machine, self.config, kind, *fetched, make=make, where=where, **more)
+        found = fits.preflight(self.machine, self.config, kind, *fetched, make=make, where=where, **more)
+        if row.name == "serving":
+            fits.require_room_to_serve(self.machine, self.config, given["CONTEXT"], given["GPU_MEMORY"])
+        return found
 
     def _take_folder(self) -> None:
         row = self.row

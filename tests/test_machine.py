@@ -121,6 +121,17 @@ def test_what_does_not_fit_is_told_and_what_would(capsys):
     assert "to make it, the 16-bit model must fit as well" in capsys.readouterr().out
 
 
+def test_the_servers_of_09_must_fit_at_once():
+    """Zephyr in 16 bits takes 15.6 GB of the two fifths of a card, or of 29 GB of memory in all."""
+    for name, share in (("an H100", 0.4), (T4, 0.9)):
+        this = machine(name)
+        with pytest.raises(MemoryError, match="GPU_MEMORY") if name == T4 else contextlib.nullcontext():
+            fit.require_room_to_serve(this, mistral(), 512, share)
+    with pytest.raises(MemoryError, match="serves the model in 16 bits as well.*06_awq.ipynb runs AWQ alone"):
+        fit.require_room_to_serve(with_cards(free=28 * 10**9), mistral(), 512, 0.4)
+    fit.require_room_to_serve(with_cards(free=31 * 10**9), mistral(), 512, 0.4)
+
+
 def test_the_group_size_divides_every_width():
     def group(width, inner, wanted):
         shape = dict(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, vocab_size=64)
@@ -185,10 +196,6 @@ def test_a_processor_without_bfloat16_multiplies_in_32_bits(monkeypatch, known):
     assert torch.equal(torch.nn.functional.linear(*whole), plain["linear"](*whole))
 
 
-if __name__ == "__main__":
-    GOLDEN.write_text(preflight_text(), encoding="utf-8")
-
-
 def test_a_torch_for_cuda_without_a_gpu_has_no_accelerator(monkeypatch):
     """gptqmodel asks torch, which answers by its build unless it is told to look."""
 
@@ -202,3 +209,7 @@ def test_a_torch_for_cuda_without_a_gpu_has_no_accelerator(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", by_build)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not no_gpu_is_none() and torch.accelerator.current_accelerator() == torch.device("cuda")
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(preflight_text(), encoding="utf-8")
