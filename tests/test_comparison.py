@@ -205,6 +205,7 @@ def test_what_07_says_of_a_real_model_follows_from_its_table():
     for rows in (tiny, small):
         steps = [rows[f"GGUF {kind}"]["kl_divergence"] for kind in list(LLAMA_3_8B)[1:]]
         assert steps == sorted(steps)
+    assert [round(small[f"GGUF {kind}"]["kl_divergence"], 3) for kind in ("Q4_K_M", "Q5_K_M")] == [0.053, 0.075]
     assert small["16-bit"]["right_answers"] > 0.5 and small["GPTQ 4-bit"]["settings"]["GROUP_SIZE"] == 64
 
 
@@ -270,6 +271,13 @@ def test_the_committed_benchmarks_are_whole(path):
         assert row["load_seconds"] > 0 and row["prefill_1"] > row["decode_1"]
     with pytest.raises(ValueError, match="no format 'Q9'"):
         speed_of(result, "Q9")
+
+
+def test_what_07_says_of_two_cores():
+    """NF4 and GPTQ decode about three times as fast as 16 bits in the same pipeline."""
+    cpu = read_speed("speed-cpu")
+    times = [speed_of(cpu, kind) / speed_of(cpu, "bf16") for kind in ("nf4", "gptq")]
+    assert times == pytest.approx([3, 3], abs=0.5), times
 
 
 def test_what_was_aimed_at_on_a_gpu():
