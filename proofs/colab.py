@@ -214,9 +214,9 @@ def row(stem: str, found: dict) -> list[str]:
 HEADER = ["notebook", "seconds to the first answer", "seconds in all", "restarts", "added", "exchanged"]
 ABOUT = """
 Each notebook runs from its first cell to its last, alone, in an environment of its own that has Colab's Python and its
-versions of what this series installs or uses. Seconds include installing, with nothing in a cache: they depend on this
+versions of what this series installs or uses. Seconds include installing, with uv's cache empty: they depend on this
 machine and on its way to the package index. Packages that this series pins are named. There is no GPU. 08 says in Colab
-that it needs a machine of your own.
+that it needs a machine of your own. Before its servers, 09 runs 05 and 06.
 """
 
 
