@@ -125,7 +125,7 @@ def install(notebook: str) -> None:
     importlib.invalidate_caches()
     wrong = [pin for p, pin in missing.items() if (_version(p) or "").partition("+")[0] != pin.partition("==")[2]]
     if wrong:
-        raise RuntimeError(f"It ran, and yet these are not installed: {', '.join(wrong)}. Run this cell again.")
+        raise RuntimeError(f"These are still not there as pinned: {', '.join(wrong)}. Run this cell again.")
     if changed := sorted(p for p, version in before.items() if _version(p) != version):
         raise RuntimeError(
             f"This session had already imported {', '.join(changed)}, which had to be replaced. Restart it "

@@ -77,7 +77,7 @@ def test_a_client_is_told_what_is_wrong(executed):
     for name in ("gguf", "awq"):
         assert f"{name}, a wrong key: Error code: 401" in text and f"{name}, too long: Error code: 400" in text, text
     assert "awq, a wrong model: Error code: 404" in text and "gguf, a wrong model: answers with gguf" in text
-    assert "awq, no key, at /invocations: status 200" in text, "vLLM's key guards less than the text says"
+    assert "awq, no key, at /invocations: status 200" in text, "vLLM's key guards more than the text says"
 
 
 def test_the_cache_is_as_large_as_predicted(executed):
