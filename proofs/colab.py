@@ -29,6 +29,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from uv import find_uv_bin
 
+sys.path.insert(0, str(report.ROOT / "tests"))
+from execution import Task  # noqa: E402
+
 ROOT = report.ROOT
 LISTS = ROOT / "proofs" / "colab"
 TABLE = LISTS.with_suffix(".md")
@@ -36,6 +39,8 @@ PUBLISHED = "https://raw.githubusercontent.com/googlecolab/backend-info/main/"
 ADDRESS, TAG = "some-body/series", "v9.1"
 NUMBERED = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 STEMS = [stem for stem in NUMBERED if stem[:2] != "08"]  # which says that it cannot run
+QUICK = [stem for stem in STEMS if stem[:2] != "09"]  # which runs 05 and 06 first
+NEWEST = sorted(path.stem for path in LISTS.glob("*.txt"))[-1]
 # google.colab imports these before the first cell (googlecolab/colabtools: autoviz, _reprs, drive, data_table).
 STAND_IN = "import IPython, numpy, pandas, psutil\n"
 # Colab brings uv, with settings that name files which are not there (googlecolab/colabtools, issue 5237). The cache of
@@ -209,6 +214,14 @@ def row(stem: str, found: dict) -> list[str]:
     outcome = f"failed: {found['error'].splitlines()[-1][:90]}" if found["error"] else f"{found['seconds']:.0f}"
     answered = f"{found['answered']:.0f}" if found["answered"] else "–"
     return [stem, answered, outcome, str(found["restarts"]), named(new), named(other)]
+
+
+def tasks(hub: pathlib.Path) -> dict[str, Task]:
+    """Each notebook to its first answer, with the newest list: for tests/test_colab.py."""
+    made = {"Colab": Task(publish, (hub / ADDRESS,))}
+    for stem in reversed(QUICK):
+        made[f"{stem} in Colab"] = Task(run, (stem, NEWEST, hub, False), ("Colab",))
+    return made
 
 
 HEADER = ["notebook", "seconds to the first answer", "seconds in all", "restarts", "added", "exchanged"]

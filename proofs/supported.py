@@ -8,9 +8,7 @@ The same runs are tests: tests/test_architectures.py, which holds them against t
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import json
-import multiprocessing
 import os
 import pathlib
 import re
@@ -24,16 +22,12 @@ sys.path.insert(0, str(report.ROOT / "tests"))
 from nbclient.exceptions import CellExecutionError  # noqa: E402
 
 from architectures import make_model  # noqa: E402
+from execution import Task, run_all, shorter, workers  # noqa: E402
 from series.comparison import in_one_kernel  # noqa: E402
 from series.techniques import SIX  # noqa: E402
 
 QUICK = {"04_gptq": {"CALIBRATION_TEXTS": 8}, "06_awq": {"CALIBRATION_TEXTS": 4}}
-# What random weights say in an exam is noise: eight questions instead of 200.
-SHORT = """
-import series.lesson, series.record
-for module in (series.lesson, series.record):
-    module.exam_questions = lambda model, all_of_them=module.exam_questions: all_of_them(model)[:8]
-"""
+SHORT = shorter(questions=8, windows=4)  # what random weights say is noise
 STEMS = [row.notebook for row in SIX]
 
 
@@ -74,18 +68,23 @@ ROWS: dict[str, tuple[str, dict, Callable[[pathlib.Path], None] | None]] = {
 }
 
 
-def make_models(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The models of ``ROWS``. Their folders have neutral names: llama.cpp looks for Phi-3's tokens in one called so."""
-    made = {}
-    for number, (name, (kind, changed, spoil)) in enumerate(ROWS.items()):
-        made[name] = make_model(kind, folder / f"random-{number}", **changed)
+def models_of(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """A row's name -> where its model lies. The names are neutral: llama.cpp looks for Phi-3's tokens in a folder
+    called so."""
+    return {name: folder / f"random-{number}" for number, name in enumerate(ROWS)}
+
+
+def make_models(folder: pathlib.Path) -> None:
+    for name, target in models_of(folder).items():
+        kind, changed, spoil = ROWS[name]
+        make_model(kind, target, **changed)
         if spoil:
-            spoil(made[name])
-    return made
+            spoil(target)
 
 
-def try_all(stem: str, models: dict[str, pathlib.Path]) -> dict[str, str]:
+def try_all(stem: str, folder: pathlib.Path) -> dict[str, str]:
     """A row's name -> 'yes', or the sentence that refused it; all in one kernel, but after a refusal in another one."""
+    models = models_of(folder)
     found, waiting = {}, list(models)
     while waiting:
         given = [{"MODEL": str(models[name]), "MAX_NEW_TOKENS": 16, **QUICK.get(stem, {})} for name in waiting]
@@ -98,16 +97,17 @@ def try_all(stem: str, models: dict[str, pathlib.Path]) -> dict[str, str]:
     return found
 
 
-def share_the_cores() -> None:
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
+def tasks(folder: pathlib.Path) -> dict[str, Task]:
+    """The models, then 01_baseline, against which the others are held, then these, the longest first."""
+    made = {"nine architectures": Task(make_models, (folder,))}
+    for stem in [STEMS[0], *reversed(STEMS[1:])]:
+        needs = ("nine architectures",) if stem == STEMS[0] else (task_of(STEMS[0]),)
+        made[task_of(stem)] = Task(try_all, (stem, folder), needs)
+    return made
 
 
-def try_everything(models: dict[str, pathlib.Path]) -> dict[str, dict[str, str]]:
-    """Every notebook: 01_baseline first, against which the others are held, then two at a time, the longest first."""
-    found, context = {STEMS[0]: try_all(STEMS[0], models)}, multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context, initializer=share_the_cores) as pool:
-        running = {stem: pool.submit(try_all, stem, models) for stem in reversed(STEMS[1:])}
-        return found | {stem: running[stem].result() for stem in STEMS[1:]}
+def task_of(stem: str) -> str:
+    return f"{stem}, nine architectures"
 
 
 def table(found: dict[str, dict[str, str]]) -> str:
@@ -131,7 +131,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         os.environ |= {"QUANT_ARTIFACTS": str(folder / "artifacts"), "HF_HUB_OFFLINE": "1"}
-        found = try_everything(make_models(folder))
+        with workers() as pool:
+            ended = run_all(tasks(folder), pool)
+        if errors := [error for error, _ in ended.values() if error]:
+            raise SystemExit(errors[0])
+        found = {stem: ended[task_of(stem)][1] for stem in STEMS}
     report.write("Which notebook takes which architecture?", "python proofs/supported.py", table(found), given.out)
 
 

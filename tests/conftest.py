@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+import threading
 
 import nbformat
 import pytest
 
 import execution  # also puts the repository's folders on sys.path
 import small
+
+sys.path.insert(0, str(execution.ROOT / "proofs"))
+import colab
+import supported
+
 from execution import ALL, ROOT
 
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hub-")
@@ -23,6 +31,12 @@ ONLY = os.environ.get("SERIES_ONLY")  # for proofs/mutate.py: one notebook, with
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: in 'make test-all' alone")
+    config.screen = os.fdopen(os.dup(1), "w")  # during a test, pytest keeps to itself what is printed
+
+
+def pytest_collection_modifyitems(items):
+    """What waits for the executions comes last: they run beside all other tests."""
+    items.sort(key=lambda item: "results" in item.fixturenames)
 
 
 @pytest.fixture(scope="session")
@@ -33,39 +47,65 @@ def artifacts(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def results(request, artifacts, tmp_path_factory) -> tuple[pathlib.Path, dict[str, str], dict[str, tuple]]:
-    """The folder with the executed notebooks, what went wrong with each, and how each copied program ended."""
+@pytest.fixture(scope="session", autouse=True)
+def begun(request, artifacts, tmp_path_factory):
+    """A folder for executed notebooks, and the results to come of all tasks that the chosen tests need."""
     from series.techniques import MEASURED
 
-    folder = tmp_path_factory.mktemp("executed")
+    folder, tasks = tmp_path_factory.mktemp("executed"), {}
     wanted = {name for item in request.session.items for name in item.fixturenames}
-    copies = [row.notebook for row in MEASURED] if "copied" in wanted and not ONLY else []
     stems = [path.stem for path in ALL if not ONLY or path.stem == ONLY] if "executions" in wanted else []
-    stems += [execution.SMALL] if "small_gguf" in wanted and not ONLY else []
-    if "series-2023" not in kernels() and "08_original_stack" in stems:
+    if "08_original_stack" in stems and "series-2023" not in kernels():
         say = pytest.fail if os.environ.get("CI") else pytest.skip
         if ONLY == "08_original_stack" or os.environ.get("CI"):
             say("the environment of 08_original_stack is missing: type 'make original'")
         stems.remove("08_original_stack")
-    capture = request.config.pluginmanager.getplugin("capturemanager")
+    tasks |= execution.notebook_tasks(stems, folder)
+    if not ONLY:
+        if {"small_gguf", "real"} & wanted:
+            tasks |= execution.real_model_tasks(folder, every="real" in wanted)
+        tasks |= execution.ladder_tasks() if "climbed" in wanted else {}
+        tasks |= supported.tasks(folder / "models") if "tried" in wanted else {}
+        tasks |= colab.tasks(folder / "hub") if "in_colab" in wanted else {}
+        tasks |= execution.program_tasks([row.notebook for row in MEASURED]) if "copied" in wanted else {}
 
     def say(line: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"\n  {line}", end="", flush=True)
+        print(f"\n  {line}", end="", flush=True, file=request.config.screen)
 
-    return folder, *execution.run_all(stems, folder, copies, say)
+    stop = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread, execution.workers() as pool:
+        yield folder, thread.submit(execution.run_all, tasks, pool, say, stop)
+        stop.set()
+
+
+@pytest.fixture(scope="session")
+def results(begun) -> tuple[pathlib.Path, dict[str, tuple]]:
+    """The folder with the executed notebooks; of each task its error, and its result."""
+    return begun[0], begun[1].result()
+
+
+@pytest.fixture(scope="session")
+def returned(results):
+    """``returned(task)``: what it returned; a test that asks for one that failed, fails with its error."""
+
+    def get(name: str):
+        error, found = results[1][name]
+        if error:
+            pytest.fail(error[-3000:], pytrace=False)
+        return found
+
+    return get
 
 
 @pytest.fixture(scope="session")
 def executions(results) -> tuple[pathlib.Path, dict[str, str]]:
-    return results[:2]
+    return results[0], {name: error for name, (error, _) in results[1].items()}
 
 
 @pytest.fixture(scope="session")
-def copied(results):
+def copied(returned):
     """``copied(stem)``: exit status, standard output and error of the recipe, run as a program."""
-    return results[2].__getitem__
+    return lambda stem: returned(f"{stem}, as a program")
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +114,12 @@ def small_gguf(executed):
     if small.weights() is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("the weights are missing: type 'make test'")
     return executed(execution.SMALL)
+
+
+@pytest.fixture(scope="session")
+def real(small_gguf, executed):
+    """``real(stem)`` is the executed notebook with that model."""
+    return lambda stem: executed(f"{stem}@small")
 
 
 def kernels() -> dict[str, str]:

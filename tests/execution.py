@@ -1,6 +1,7 @@
-"""One execution of the series that every test reads: each notebook once, two at a time, with solutions as extra cells.
+"""What takes long runs once, two at a time, and every test reads it: the notebooks, with solutions as extra cells.
 
-The programs of the copy test run beside them. After each exercise's check come its folded solution and the check once
+The programs of the copy test run beside them; with ``make test-all`` the real model, other architectures, the ladders
+and Colab's stand-in as well. After each exercise's check come its folded solution and the check once
 more. At the end come the planted faults: a lesson with a wrong constant, in a copy of the notebook's names, so that
 what stops it can be seen.
 """
@@ -8,6 +9,7 @@ what stops it can be seen.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import multiprocessing
 import os
 import pathlib
@@ -16,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import nbformat
 
@@ -26,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "training")]
 
 import small  # noqa: E402
 from execute import execute  # noqa: E402
-from series import notebooks, serving  # noqa: E402
+from series import comparison, notebooks, serving  # noqa: E402
 from series.artifacts import artifacts_folder  # noqa: E402
 from series.converter import llama_cpp_converter  # noqa: E402
 from series.models import TINY, prepare  # noqa: E402
@@ -41,6 +45,13 @@ NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM
 FIRST = ("01", "00", "06", "05", "04", "09", "10", "08", "11", "03", "02", "07")
 WORKERS = 2
 SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
+# All other notebooks with it: GPTQ and AWQ look at a few documents only, and the exam has a quarter of its questions.
+REAL = {"01_baseline": {}, "06_awq": {"CALIBRATION_TEXTS": 2}, "10_which_file": {"CALIBRATION_TEXTS": 4},
+        "04_gptq": {"CALIBRATION_TEXTS": 4}, "11_newer_formats": {}, "03_nf4": {}, "02_sharding": {},
+        "07_comparison": {}}  # fmt: skip
+QUESTIONS = 50
+# Steps of the ladders that 'make test-all' measures again; 'make ladders' measures all.
+AGAIN = [*(f"GGUF {kind}" for kind in comparison.GGUF), "GPTQ 3-bit", "GPTQ 2-bit", "AWQ 4-bit, unrelated text"]
 EXTRA = "extra"
 ENDS = {"awq": "awq", "gguf": "Q4_K_M.gguf"}
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```", re.S)
@@ -113,20 +124,42 @@ def with_extras(notebook) -> nbformat.NotebookNode:
     return notebook
 
 
-def run(stem: str, folder: str) -> str:
-    """Execute one notebook in this process; return an error's text, or ''."""
-    target, (stem, _, model) = pathlib.Path(folder) / f"{stem}.ipynb", stem.partition("@")
-    notebook = nbformat.read(BY_STEM[stem], as_version=4)
-    notebook["stem"] = stem
-    try:
-        if model:
-            small.put_into_cache(pathlib.Path(os.environ["HF_HOME"]) / "hub")
-            execute(BY_STEM[stem], target, {"MODEL": model}, timeout=1800)
-        else:
-            execute(with_extras(notebook), target, timeout=1800)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+def shorter(questions: int, windows: int) -> str:
+    """A cell: the measure takes the first ``questions`` and ``windows``, and what is timed is timed once."""
+    return f"""
+import functools, timeit
+import series.lesson, series.record
+for module in (series.lesson, series.record):
+    module.exam_questions = lambda model, all_of_them=module.exam_questions: all_of_them(model)[:{questions}]
+series.lesson.held_out_windows = functools.partial(series.lesson.held_out_windows, count={windows})
+timeit.repeat = lambda work, all_of_them=timeit.repeat, **given: all_of_them(work, number=1, repeat=1)
+"""
+
+
+def run(name: str, folder: str) -> None:
+    """Execute a notebook, as in '06_awq', or one with another model, as in '06_awq@small'."""
+    target, (stem, _, model) = pathlib.Path(folder) / f"{name}.ipynb", name.partition("@")
+    notebook, given = nbformat.read(BY_STEM[stem], as_version=4), {}
+    if model:
+        small.put_into_cache(pathlib.Path(os.environ["HF_HOME"]) / "hub")
+        given = {"MODEL": model, "MAX_NEW_TOKENS": 16} | REAL.get(stem, {})
+        place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
+        questions = 200 if name == SMALL else QUESTIONS
+        notebook.cells.insert(place + 1, extra("shorter", shorter(questions, windows=4)))
+    else:
+        notebook["stem"] = stem
+        notebook = with_extras(notebook)
+    execute(notebook, target, given, timeout=1800)
+
+
+def climb(notebook: str) -> None:
+    """The steps of ``AGAIN`` that this notebook makes, of `tiny`, in one kernel."""
+    steps = {name: step for name, step in comparison.ladders("tiny").items() if name in AGAIN and step[0] == notebook}
+    comparison.make(steps, "tiny", 64)
+
+
+def measure_controls() -> tuple[dict, dict]:
+    return comparison.controls("tiny"), comparison.noise("tiny")
 
 
 FORBID = """
@@ -197,39 +230,75 @@ def copied(stem: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What runs in a process beside another one, when the tasks that it comes after have ended."""
+
+    work: Callable
+    given: tuple = ()
+    after: tuple[str, ...] = ()
+
+
+def notebook_tasks(stems: list[str], folder: pathlib.Path) -> dict[str, Task]:
+    ordered = sorted(stems, key=lambda stem: FIRST.index(stem[:2]))
+    return {stem: Task(run, (stem, str(folder)), NEEDS.get(stem, ("01_baseline",))) for stem in ordered}
+
+
+def program_tasks(stems: list[str]) -> dict[str, Task]:
+    return {f"{stem}, as a program": Task(copied, (stem,)) for stem in stems}
+
+
+def real_model_tasks(folder: pathlib.Path, every: bool) -> dict[str, Task]:
+    """05_gguf with `small`, or all notebooks."""
+    tasks = {SMALL: Task(run, (SMALL, str(folder)))}
+    for stem in REAL if every else ():
+        needs = [f"{need}@small" for need in NEEDS.get(stem, ("01_baseline",))]
+        tasks[f"{stem}@small"] = Task(run, (f"{stem}@small", str(folder)), (SMALL, *needs))
+    return tasks
+
+
+def ladder_tasks() -> dict[str, Task]:
+    notebooks = {"06_awq": "AWQ", "05_gguf": "GGUF", "04_gptq": "GPTQ"}
+    tasks = {f"more of {name}": Task(climb, (stem,), (*list(BY_STEM)[1:7],)) for stem, name in notebooks.items()}
+    return tasks | {"controls": Task(measure_controls, after=tuple(tasks))}
+
+
+def workers() -> concurrent.futures.ProcessPoolExecutor:
+    """Processes with the environment of now, whatever tests make of it later."""
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context, initializer=share_the_cores)
+    for _ in range(WORKERS):
+        pool.submit(os.getpid)  # each starts a process
+    return pool
+
+
 def run_all(
-    stems: list[str], folder: pathlib.Path, copies: list[str], say: Callable[[str], None] = print
-) -> tuple[dict[str, str], dict[str, tuple]]:
-    """Execute notebooks, two at a time, each after those it needs, and the programs of ``copies`` where there is room.
+    tasks: dict[str, Task],
+    pool: concurrent.futures.Executor,
+    say: Callable[[str], None] = print,
+    stop: threading.Event | None = None,
+) -> dict[str, tuple[str, Any]]:
+    """Run all tasks, two at a time; of those that can begin, the one that is named first. None begins after ``stop``.
 
     Returns:
-        The notebooks' errors, and the programs' exit statuses and outputs.
+        The error of each, or '', and what it returned.
     """
-    errors, found = {}, {}
-    waiting = sorted(stems, key=lambda stem: FIRST.index(stem[:2]))
-    programs = sorted(copies, key=lambda stem: FIRST.index(stem[:2]))
-    context, begun = multiprocessing.get_context("spawn"), {}
-    with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context, initializer=share_the_cores) as pool:
-        running: dict[concurrent.futures.Future, tuple[str, bool]] = {}
-        while waiting or programs or running:
-            for stem in list(waiting):
-                needs = [n for n in NEEDS.get(stem, ("01_baseline",) if stem in BY_STEM else ()) if n in stems]
-                if len(running) < WORKERS and all(need in errors for need in needs):
-                    waiting.remove(stem)
-                    begun[stem, False] = time.time()
-                    running[pool.submit(run, stem, str(folder))] = stem, False
-            while programs and len(running) < WORKERS:
-                stem = programs.pop(0)
-                begun[stem, True] = time.time()
-                running[pool.submit(copied, stem)] = stem, True
-            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                stem, copy = running.pop(future)
-                (found if copy else errors)[stem] = future.result()
-                what = f"{stem}, as a program" if copy else stem
-                failed = found[stem][0] if copy else errors[stem]
-                say(f"{what}: {'failed' if failed else 'done'} after {time.time() - begun[stem, copy]:.0f} s")
-    return errors, found
+    found: dict[str, tuple[str, Any]] = {}
+    waiting, running = dict(tasks), {}
+    while waiting or running:
+        if stop and stop.is_set():
+            waiting.clear()
+        for name, task in list(waiting.items()):
+            if len(running) < WORKERS and all(need in found for need in task.after if need in tasks):
+                running[pool.submit(task.work, *task.given)] = name, time.time()
+                del waiting[name]
+        done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in done:
+            name, begun = running.pop(future)
+            error = future.exception()
+            found[name] = (f"{type(error).__name__}: {error}", None) if error else ("", future.result())
+            say(f"{name}: {'failed' if error else 'done'} after {time.time() - begun:.0f} s")
+    return found
 
 
 def shown(notebook, *, extras: bool = False) -> str:
@@ -253,7 +322,8 @@ def cell(notebook, identity: str):
 
 
 def share_the_cores() -> None:
-    """Two kernels with as many threads as there are cores, each, wait for one another."""
+    """Two kernels with as many threads as there are cores, each, wait for one another; and tests go first."""
+    os.nice(5)
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // WORKERS))
 
 

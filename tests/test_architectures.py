@@ -21,20 +21,20 @@ from series.record import read_record, read_scores
 from series.techniques import BY_NOTEBOOK
 
 sys.path.insert(0, str(ROOT / "proofs"))
-from supported import QUICK, ROWS, SHORT, STEMS, make_models, table, try_everything  # noqa: E402
+from supported import QUICK, ROWS, SHORT, STEMS, models_of, table, task_of  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, pathlib.Path]:
-    return make_models(tmp_path_factory.mktemp("models"))
+@pytest.fixture(scope="session")
+def models(results) -> dict[str, pathlib.Path]:
+    return models_of(results[0] / "models")
 
 
-@pytest.fixture(scope="module")
-def tried(models, artifacts):
+@pytest.fixture(scope="session")
+def tried(returned):
     """Notebook -> what it said of each model."""
-    return try_everything(models)
+    return {stem: returned(task_of(stem)) for stem in STEMS}
 
 
 def test_the_committed_table_of_architectures_is_true(tried):
@@ -62,7 +62,7 @@ def test_every_recipe_keeps_every_architecture(stem, models, tried):
         assert distance(q) < 0.2 * distance(q[::-1]), name
 
 
-def test_the_models_are_as_different_as_they_claim(models):
+def test_the_models_are_as_different_as_they_claim(models, tried):
     from safetensors import safe_open
 
     names = {}

@@ -28,7 +28,6 @@ from series.colab import requirements  # noqa: E402
 from series.comparison import ladders  # noqa: E402
 
 pytestmark = pytest.mark.slow
-NEWEST = sorted(path.stem for path in stand_in.LISTS.glob("*.txt"))[-1]
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +40,17 @@ def hub(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> pathlib.Path:
     """Colab's environment, for tests that install nothing in it."""
-    return stand_in.environment(NEWEST, tmp_path_factory.mktemp("colab") / "environment")
+    return stand_in.environment(stand_in.NEWEST, tmp_path_factory.mktemp("colab") / "environment")
 
 
-# 09 runs 05 and 06 first: proofs/colab.py does, once for its table.
-@pytest.mark.parametrize("stem", [stem for stem in stand_in.STEMS if stem[:2] != "09"])
-def test_a_notebook_gets_to_its_answer(stem, hub):
-    found = stand_in.run(stem, NEWEST, hub, whole=False)
+@pytest.fixture(scope="session")
+def in_colab(returned):
+    return lambda stem: returned(f"{stem} in Colab")
+
+
+@pytest.mark.parametrize("stem", stand_in.QUICK)
+def test_a_notebook_gets_to_its_answer(stem, in_colab):
+    found = in_colab(stem)
     assert not found["error"] and found["answered"], found["error"]
     assert found["restarts"] == 0, "what Colab's kernel has imported stays"
     if stem[:2] == "00":

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from execution import ROOT, cell, printed
+from execution import AGAIN, ROOT, cell, ladder_tasks, printed
 from run import with_guide
 from series import comparison, techniques
 from series.artifacts import digest_of
@@ -39,38 +39,35 @@ def test_the_comparison_takes_what_was_measured_and_says_what_was_not(executed):
     assert all(name in table for name in SIX) and "nan" not in table.lower()
 
 
-AGAIN = [*GGUF, "GPTQ 3-bit", "GPTQ 2-bit", "AWQ 4-bit, unrelated text"]  # 'make ladders' measures all
+@pytest.fixture(scope="session")
+def climbed(returned):
+    """Waits for the steps of the ladders that are measured again."""
+    return [returned(name) for name in ladder_tasks()]
 
 
 @pytest.mark.slow
-def test_widths_are_measured_again(executed, artifacts):
-    """The ladders, in a few kernels: each run is near what is committed."""
-    executed("06_awq")
-    committed, reference = read_quality()["runs"], read_record("16-bit")
-    runs = comparison.ladders("tiny")
-    comparison.make({name: runs[name] for name in AGAIN}, "tiny", 64)
-    for name in AGAIN:
-        run, was = figures(read_record(name), reference), committed[name]
-        beyond = was["kl_divergence"] > 0.1  # beyond the cliff, a small change moves much
-        rel, points = (0.3, 0.1) if beyond else (0.02, 0.04)
-        assert run["predicted_bytes"] == was["predicted_bytes"], name
-        assert run["perplexity"] == pytest.approx(was["perplexity"], rel=rel), name
-        assert run["right_answers"] == pytest.approx(was["right_answers"], abs=points), name
-        # bfloat16's noise between processors, and a part of what quantizing did
-        assert run["kl_divergence"] == pytest.approx(was["kl_divergence"], rel=0.35, abs=2e-4), name
+@pytest.mark.parametrize("name", AGAIN)
+def test_widths_are_measured_again(climbed, name):
+    """Each run is near what is committed."""
+    run, was = figures(read_record(name), read_record("16-bit")), read_quality()["runs"][name]
+    beyond = was["kl_divergence"] > 0.1  # beyond the cliff, a small change moves much
+    rel, points = (0.3, 0.1) if beyond else (0.02, 0.04)
+    assert run["predicted_bytes"] == was["predicted_bytes"]
+    assert run["perplexity"] == pytest.approx(was["perplexity"], rel=rel)
+    assert run["right_answers"] == pytest.approx(was["right_answers"], abs=points)
+    # bfloat16's noise between processors, and a part of what quantizing did
+    assert run["kl_divergence"] == pytest.approx(was["kl_divergence"], rel=0.35, abs=2e-4)
 
 
 @pytest.mark.slow
-def test_plain_rounding_and_the_noise_are_measured_again(executed, artifacts):
-    executed("06_awq")
-    comparison.make({"GGUF F16": comparison.ladders("tiny")["GGUF F16"]}, "tiny", 64)
-    committed, found = read_quality(), comparison.controls("tiny")
+def test_plain_rounding_and_the_noise_are_measured_again(climbed):
+    committed, (found, noise) = read_quality(), climbed[-1]
     assert found.keys() == committed["controls"].keys()
     assert len(found) == len(comparison.CONTROLS) + len(comparison.ZERO_POINT)
     for name, row in found.items():
         rel = 0.1 if name.startswith("rounded") else 0.35  # GPTQ's sums come out in another order
         assert row["kl_divergence"] == pytest.approx(committed["controls"][name]["kl_divergence"], rel=rel), name
-    assert max(row["kl_divergence"] for row in comparison.noise("tiny").values()) < 0.001
+    assert max(row["kl_divergence"] for row in noise.values()) < 0.001
 
 
 def test_plain_rounding_finds_the_nearest_level():

@@ -11,18 +11,11 @@ import sys
 
 import pytest
 
-from execute import execute
-from execution import BY_STEM, ROOT, cell, printed
+from execution import QUESTIONS, REAL, ROOT, cell, printed
 from series.notebooks import cell as default_cell
 from series.notebooks import default_parameters
 from series.record import figures, read_record
-from series.techniques import BY_NOTEBOOK, SIX
-
-# GPTQ and AWQ look at a few documents only: their work is the same, and takes a fraction of the time.
-PARAMETERS = {
-    "01_baseline": {}, "02_sharding": {}, "03_nf4": {}, "04_gptq": {"CALIBRATION_TEXTS": 4},
-    "06_awq": {"CALIBRATION_TEXTS": 2}, "10_which_file": {"CALIBRATION_TEXTS": 4}, "11_newer_formats": {},
-}  # fmt: skip
+from series.techniques import BY_NOTEBOOK
 
 
 def record(stem):
@@ -40,25 +33,10 @@ def test_a_real_model_as_gguf(small_gguf):
     assert found["perplexity"] < 40
 
 
-@pytest.fixture(scope="module")
-def run(small_gguf, artifacts, tmp_path_factory):
-    """``run(stem)`` is the executed notebook with MODEL = 'small'."""
-    folder, done = tmp_path_factory.mktemp("small"), {"05_gguf": small_gguf}
-
-    def get(stem):
-        if stem not in done:
-            given = {"MODEL": "small"} | PARAMETERS.get(stem, {})
-            done[stem] = execute(BY_STEM[stem], folder / f"{stem}.ipynb", given, timeout=3600)
-        return done[stem]
-
-    return get
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", PARAMETERS)
-def test_a_real_model_through_every_notebook(run, stem):
-    run("01_baseline")
-    run(stem)
+@pytest.mark.parametrize("stem", [stem for stem in REAL if stem != "07_comparison"])
+def test_a_real_model_through_every_notebook(real, stem):
+    real("01_baseline"), real(stem)
     found, reference = record(stem), record("01_baseline")
     run_figures = figures(found, reference)
     assert found["prompt_ids"] == reference["prompt_ids"] and reference["right_answers"] > 0.5
@@ -70,38 +48,36 @@ def test_a_real_model_through_every_notebook(run, stem):
 
 
 @pytest.mark.slow
-def test_what_06_says_of_a_real_model(run):
+def test_what_06_says_of_a_real_model(real):
     """Its prose has four figures of the demonstration with eight texts; two texts give nearly the same."""
     typed = [float(share) for share in re.findall(r"(\d\.\d\d) %", default_cell("06_awq", "search-text")["source"])]
-    shown = [float(share) for share in re.findall(r"(\d\.\d+)%", printed(cell(run("06_awq"), "kept")))][::2]  # 4 bits
+    shown = [float(share) for share in re.findall(r"(\d\.\d+)%", printed(cell(real("06_awq"), "kept")))][::2]  # 4 bits
     assert len(typed) == len(shown) == 4 and shown == pytest.approx(typed, rel=0.25)
     everything, random, weights, activations = shown
     assert activations < weights < 0.9 * random and random == pytest.approx(everything, rel=0.05)
 
 
 @pytest.mark.slow
-def test_what_11_says_of_a_real_model(run):
+def test_what_11_says_of_a_real_model(real):
     """Its prose has five errors of the first block's weights, as its table gives them with this model."""
     said = default_cell("11_newer_formats", "whole-text")["source"].partition("The real model")[2].partition("\n\n")[0]
     typed = [float(share) for share in re.findall(r"(\d\.\d\d)%", said)]
-    lines = printed(cell(run("11_newer_formats"), "grid")).splitlines()
+    lines = printed(cell(real("11_newer_formats"), "grid")).splitlines()
     rows = {line.split()[0]: re.findall(r"([\d.]+)%", line) for line in lines if line[:3] in ("NF4", "FP4")}
     shown = [rows["NF4"][0], rows["NF4"][3], rows["FP4"][4], rows["FP4"][0], rows["FP4"][5]]
     assert typed == pytest.approx([*map(float, shown)], abs=0.006)
 
 
 @pytest.mark.slow
-def test_the_comparison_of_a_real_model(run):
-    for row in SIX:
-        run(row.notebook)
-    table = printed(cell(run("07_comparison"), "table"))
+def test_the_comparison_of_a_real_model(real):
+    table = printed(cell(real("07_comparison"), "table"))
     assert all(name in table for name in ("16-bit", "GGUF Q4_K_M")) and "nan" not in table.lower()
 
 
 @pytest.mark.slow
-def test_the_standard_harness_takes_a_checkpoint_of_ours(run, artifacts, tmp_path):
+def test_the_standard_harness_takes_a_checkpoint_of_ours(real, artifacts, tmp_path):
     """04's command, with what it has made: the exam comes out as it did here, but for another measure of length."""
-    run("04_gptq")
+    real("04_gptq")
     (folder,) = artifacts.glob("gptq-SmolLM2*/*-gptq")
     environment, kept = tmp_path / "environment", tmp_path / "constraints.txt"
     ours = [p for p in sys.path if p.endswith("site-packages")]  # setuptools has copies of some packages beside them
@@ -110,7 +86,8 @@ def test_the_standard_harness_takes_a_checkpoint_of_ours(run, artifacts, tmp_pat
     subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
     subprocess.run([*uv, "pip", "install", "-q", "--python", python, "-c", str(kept), "lm_eval==0.4.13"], check=True)
     command = [str(environment / "bin" / "lm_eval"), "run", "--model", "hf", "--model_args", f"pretrained={folder}"]
-    command += ["--tasks", "shrink_exam", "--include_path", "texts", "--output_path", str(tmp_path / "found")]
+    command += ["--tasks", "shrink_exam", "--limit", str(QUESTIONS), "--include_path", "texts"]
+    command += ["--output_path", str(tmp_path / "found")]
     env = os.environ | {"PYTHONPATH": next(p for p in sys.path if p.endswith("site-packages"))}  # torch and the like
     done = subprocess.run([*command, "--device", "cpu"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
