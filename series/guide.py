@@ -116,7 +116,7 @@ def decision_table(folder: str = "notebooks/") -> str:
         ("several small devices, or a disk and patience", link("sharding", "02_sharding"), "transformers, Accelerate",
          size("16-bit"), "nothing is lost", "slow where layers wait in memory or on the disk"),
         ("room for less than four bits", f"a smaller model first; else {link('GGUF, Q3_K_M', '05_gguf')}", "llama.cpp",
-         size("Q3_K_M"), worse("Q3_K_M"), f"not measured; on two cores Q2_K is {low:.1f} times as fast as Q4_K_M [3]"),
+         size("Q3_K_M"), worse("Q3_K_M"), f"not measured; on two cores Q2_K runs at {low:.0%} of Q4_K_M's speed [3]"),
     ]  # fmt: skip
     lines = ["| you have | take | run it with | Zephyr-7B | how much worse | how fast |", "|---|---|---|---|---|---|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

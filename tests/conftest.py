@@ -73,7 +73,7 @@ def begun(request, artifacts, tmp_path_factory):
         print(f"\n  {line}", end="", flush=True, file=request.config.screen)
 
     stop = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(1) as thread, execution.workers() as pool:
+    with concurrent.futures.ThreadPoolExecutor(1) as thread, execution.workers(len(tasks)) as pool:
         yield folder, thread.submit(execution.run_all, tasks, pool, say, stop)
         stop.set()
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import importlib.metadata
+import json
 import multiprocessing
 import os
 import pathlib
@@ -162,6 +164,27 @@ def measure_controls() -> tuple[dict, dict]:
     return comparison.controls("tiny"), comparison.noise("tiny")
 
 
+def right_by_harness(folder: pathlib.Path) -> float:
+    """The share of ``QUESTIONS`` that `small` in GPTQ gets right, by 04's command in an environment of its own."""
+    (made,) = artifacts_folder().glob("gptq-SmolLM2*/*-gptq")
+    environment, kept = folder / "environment", folder / "constraints.txt"
+    folder.mkdir()
+    ours = [p for p in sys.path if p.endswith("site-packages")]  # setuptools has copies of some packages beside them
+    kept.write_text("\n".join(f"{d.name}=={d.version}" for d in importlib.metadata.distributions(path=ours)))
+    uv, python = [sys.executable, "-m", "uv"], str(environment / "bin" / "python")
+    subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
+    subprocess.run([*uv, "pip", "install", "-q", "--python", python, "-c", str(kept), "lm_eval==0.4.13"], check=True)
+    command = [str(environment / "bin" / "lm_eval"), "run", "--model", "hf", "--model_args", f"pretrained={made}"]
+    command += ["--tasks", "shrink_exam", "--limit", str(QUESTIONS), "--include_path", "texts"]
+    env = os.environ | {"PYTHONPATH": ours[0]}  # torch and the like
+    done = subprocess.run([*command, "--output_path", str(folder / "found"), "--device", "cpu"], cwd=ROOT, env=env,
+                          capture_output=True, text=True)  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    (file,) = (folder / "found").rglob("results_*.json")
+    return json.loads(file.read_text(encoding="utf-8"))["results"]["shrink_exam"]["acc_norm,none"]
+
+
 FORBID = """
 import sys
 
@@ -239,13 +262,16 @@ class Task:
     after: tuple[str, ...] = ()
 
 
+def in_order(stems: list[str]) -> list[str]:
+    return sorted(stems, key=lambda stem: FIRST.index(stem[:2]))
+
+
 def notebook_tasks(stems: list[str], folder: pathlib.Path) -> dict[str, Task]:
-    ordered = sorted(stems, key=lambda stem: FIRST.index(stem[:2]))
-    return {stem: Task(run, (stem, str(folder)), NEEDS.get(stem, ("01_baseline",))) for stem in ordered}
+    return {stem: Task(run, (stem, str(folder)), NEEDS.get(stem, ("01_baseline",))) for stem in in_order(stems)}
 
 
 def program_tasks(stems: list[str]) -> dict[str, Task]:
-    return {f"{stem}, as a program": Task(copied, (stem,)) for stem in stems}
+    return {f"{stem}, as a program": Task(copied, (stem,)) for stem in in_order(stems)}
 
 
 def real_model_tasks(folder: pathlib.Path, every: bool) -> dict[str, Task]:
@@ -254,7 +280,8 @@ def real_model_tasks(folder: pathlib.Path, every: bool) -> dict[str, Task]:
     for stem in REAL if every else ():
         needs = [f"{need}@small" for need in NEEDS.get(stem, ("01_baseline",))]
         tasks[f"{stem}@small"] = Task(run, (f"{stem}@small", str(folder)), (SMALL, *needs))
-    return tasks
+    harness = {"lm-evaluation-harness": Task(right_by_harness, (folder / "harness",), ("04_gptq@small",))}
+    return tasks | (harness if every else {})
 
 
 def ladder_tasks() -> dict[str, Task]:
@@ -263,11 +290,11 @@ def ladder_tasks() -> dict[str, Task]:
     return tasks | {"controls": Task(measure_controls, after=tuple(tasks))}
 
 
-def workers() -> concurrent.futures.ProcessPoolExecutor:
-    """Processes with the environment of now, whatever tests make of it later."""
+def workers(count: int = WORKERS) -> concurrent.futures.ProcessPoolExecutor:
+    """Processes with the environment of now, whatever tests make of it later; none for a ``count`` of 0."""
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context, initializer=share_the_cores)
-    for _ in range(WORKERS):
+    for _ in range(min(WORKERS, count)):
         pool.submit(os.getpid)  # each starts a process
     return pool
 
@@ -331,3 +358,4 @@ def prepare_environment(artifacts: pathlib.Path) -> None:
     """No test may reach a model hub, nor find what this machine has cached or made."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "QUANT_ARTIFACTS": str(artifacts)}
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads sleep while they wait for those of another kernel
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: a fifth of 01 (pytorch #115990)
