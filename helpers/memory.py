@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import gc
 import inspect
-import os
 import re
 import sys
 import traceback
@@ -215,10 +214,3 @@ def _inside(value: Any) -> list[tuple[str, Any]]:
         modules = attributes.get("_modules")  # of a wrapper that is itself a torch module
         inside += [(f".{name}", inner) for name, inner in modules.items()] if isinstance(modules, dict) else []
     return inside
-
-
-def child_processes() -> list[int]:
-    """Process ids of this process's living children, at any depth."""
-    import psutil
-
-    return [child.pid for child in psutil.Process(os.getpid()).children(recursive=True)]
