@@ -324,7 +324,8 @@ def run_all(
             name, begun = running.pop(future)
             error = future.exception()
             found[name] = (f"{type(error).__name__}: {error}", None) if error else ("", future.result())
-            say(f"{name}: {'failed' if error else 'done'} after {time.time() - begun:.0f} s")
+            last = found[name][0].strip().splitlines()[-1][:150] if error else ""
+            say(f"{name}: {f'failed ({last})' if error else 'done'} after {time.time() - begun:.0f} s")
     return found
 
 
