@@ -26,7 +26,7 @@ from execution import Task, run_all, shorter, workers  # noqa: E402
 from series.comparison import in_one_kernel  # noqa: E402
 from series.techniques import SIX  # noqa: E402
 
-QUICK = {"04_gptq": {"CALIBRATION_TEXTS": 8}, "06_awq": {"CALIBRATION_TEXTS": 4}}
+QUICK = {"04_gptq": {"CALIBRATION_TEXTS": 4}, "06_awq": {"CALIBRATION_TEXTS": 2}}
 SHORT = shorter(questions=8, windows=4)  # what random weights say is noise
 STEMS = [row.notebook for row in SIX]
 
