@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import decimal
 from typing import Any
 
-CLOSE = {"rtol": 1e-3, "atol": 1e-9}  # numbers agree within 0.1 %
+CLOSE = {"rtol": 1e-3, "atol": 1e-9}  # tensors and arrays agree within 0.1 %
+EXACT = {"rtol": 0, "atol": 0}
+CLOSER = {"rtol": 1e-4, "atol": 1e-9}  # a number that was computed; one that was typed is rounded
 
 
 def check(answer: Any, expected: Any, hint: str = "") -> None:
@@ -13,8 +16,8 @@ def check(answer: Any, expected: Any, hint: str = "") -> None:
     Args:
         answer: a value, or a function without arguments that computes it, so that an error in the reader's
             code is told in one line. None means that the exercise has not been done.
-        expected: the right value, or a function that computes it. Numbers, tensors and arrays agree within 0.1 %;
-            lists and tuples are compared item by item.
+        expected: the right value, or a function that computes it. Tensors and arrays agree within 0.1 %. A float may
+            be rounded to three digits or more. Lists and tuples are compared item by item.
         hint: what to think of when it is wrong.
     """
     try:
@@ -46,18 +49,27 @@ def _same(given: Any, expected: Any) -> bool:
     if isinstance(expected, (list, tuple)):
         alike = isinstance(given, (list, tuple)) and len(given) == len(expected)
         return alike and all(map(_same, given, expected))
-    if hasattr(expected, "shape") or (isinstance(expected, (int, float)) and not isinstance(expected, bool)):
-        alike = getattr(given, "dtype", None) == getattr(expected, "dtype", None) or not hasattr(expected, "shape")
-        return alike and _close(given, expected)
+    if hasattr(expected, "shape"):
+        return getattr(given, "dtype", None) == getattr(expected, "dtype", None) and _close(given, expected)
+    if isinstance(expected, float):
+        return _close(given, expected, CLOSER) or _rounded(given, expected)
+    if isinstance(expected, int) and not isinstance(expected, bool):
+        return _close(given, expected, EXACT)
     return type(given) is type(expected) and given == expected
 
 
-def _close(given: Any, expected: Any) -> bool:
+def _rounded(given: Any, expected: float) -> bool:
+    """Whether ``given`` is ``expected``, rounded to the digits that it has, three at least."""
+    digits = len(decimal.Decimal(repr(given)).as_tuple().digits) if type(given) in (int, float) else 0
+    return digits >= 3 and float(f"{expected:.{digits}g}") == given
+
+
+def _close(given: Any, expected: Any, within: dict[str, float] = CLOSE) -> bool:
     import torch  # its comparison of numbers, arrays and tensors, with shapes
 
     try:
         given, expected = (torch.as_tensor(value).double() for value in (given, expected))
-        torch.testing.assert_close(given, expected, **CLOSE)
+        torch.testing.assert_close(given, expected, **within)
     except (AssertionError, TypeError, ValueError, RuntimeError):
         return False
     return True

@@ -13,11 +13,12 @@ NAMES = {name: name for name in (*GGUF_TYPES, *LARGE_ENDS)} | {
     "BF16": "16-bit", "W4A16": "GPTQ", "GPTQ": "GPTQ", "AutoRound": "GPTQ", "AWQ": "AWQ", "bnb-4bit": "NF4",
     "NF4": "NF4", "W8A8": "INT8", "W8A16": "INT8", "INT8": "INT8", "FP8": "FP8", "NVFP4": "NVFP4", "MXFP4": "MXFP4",
 }  # fmt: skip
-# The least compute capability of an NVIDIA card with 16-bit activations, and the range in which activations may have
-# the format's own type, which makes prefill faster. By vLLM 0.32: tests/test_helpers.py asks it for the first numbers
-# and that of FP8; the other ranges are its documentation's (features/quantization).
-CAPABILITY = {"GPTQ": (7.5, None), "AWQ": (7.5, None), "INT8": (7.5, (7.5, 9.9)), "FP8": (7.5, (8.9, 99)),
-              "MXFP4": (8.0, (10.0, 99)), "NVFP4": (7.5, (10.0, 99))}  # fmt: skip
+# The range of compute capability of the NVIDIA cards that run the format, and the range in which activations may have
+# its own type, which makes prefill faster. By vLLM 0.32: tests/test_helpers.py asks it for the lower ends and
+# for that of FP8; the others are its documentation's (features/quantization).
+CAPABILITY = {"GPTQ": ((7.5, 99), None), "AWQ": ((7.5, 99), None), "INT8": ((7.5, 9.9), (7.5, 9.9)),
+              "FP8": ((7.5, 99), (8.9, 99)), "MXFP4": ((8.0, 99), (10.0, 99)),
+              "NVFP4": ((7.5, 99), (10.0, 99))}  # fmt: skip
 OVERHEAD = 1e9  # bytes: the libraries, the GPU's context, what is computed between the layers
 PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 

@@ -5,6 +5,7 @@ A key is a notebook and a number; a value is the expected answer, from the noteb
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import helpers
@@ -32,6 +33,15 @@ def _fewest(names: dict[str, Any]) -> str:
     return sorted((bits[name], name) for name in names["SIX"] if runs[name]["right_answers"] >= floor)[0][1]
 
 
+def _files(names: dict[str, Any]) -> str:
+    return "more" if len(list(pathlib.Path(names["folder"]).glob("*.safetensors"))) > 4 else "four"
+
+
+def _doubled(names: dict[str, Any]) -> list[tuple[float, float]]:
+    largest, error = names["scales_for"](names["best"][4]).max().item(), min(names["curves"][4])
+    return [(largest, error), (2 * largest, error)]
+
+
 def _finest(names: dict[str, Any]) -> str:
     files = [f"Llama-3.1-8B-{name}" for name in names["page"] if name.endswith(".gguf")]
     return helpers.which_file(files, names["llama"], 6e9, context=8_192)[0]["format"]
@@ -46,7 +56,7 @@ def _shards(names: dict[str, Any]) -> list[list[str]]:
 ANSWERS: dict[tuple[str, int], tuple[Any, str]] = {
     ("01_baseline", 1): (lambda names: 14.483464192, "16 bits are 2 bytes."),
     ("01_baseline", 2): (lambda names: 4, "The limit is the bandwidth, divided by the bytes that are read per token."),
-    ("02_sharding", 1): (lambda names: "more", "A tensor that does not fit any more opens the next file."),
+    ("02_sharding", 1): (_files, "A tensor that does not fit any more opens the next file."),
     ("02_sharding", 2): (_shards, "Mind that layer 1 is not layer 10: look for '.layers.1.' with both dots."),
     ("02_sharding", 3): (lambda names: "b", "What lies in ordinary memory travels to the card for each token."),
     ("03_nf4", 1): (lambda names: [4.5, 4 + 8 / 64 + 32 / 64 / 256], "A block shares 8 bits; 256 blocks share 32."),
@@ -60,7 +70,7 @@ ANSWERS: dict[tuple[str, int], tuple[Any, str]] = {
     ("05_gguf", 2): (_q8_0, "raw[:, :2].copy().view(np.float16) is the scale; the bytes are signed: view(np.int8)."),
     ("05_gguf", 3): (lambda names: "Q4_K_M", "Weights times bits, divided by 8, are bytes; 4.5 GB are left for them."),
     ("06_awq", 1): (lambda names: 0, "AWQ scales the important channels, and spares none."),
-    ("06_awq", 2): (lambda names: [min(names["curves"][4])] * 2, "Multiply by the scales, round, divide by the same."),
+    ("06_awq", 2): (_doubled, "Multiply by the scales, round, divide by the same."),
     ("06_awq", 3): (lambda names: ["GGUF", "AWQ"], "One starts in a moment on any processor, the other batches."),
     ("07_comparison", 1): (_furthest, "Compare memory_bytes with predicted_bytes in runs."),
     ("07_comparison", 2): (lambda names: 1.073741824, "2 x layers x key-value heads x width x 2 bytes x tokens."),

@@ -463,7 +463,7 @@ def test_what_a_card_can_run_is_what_vllm_asks_for():
     from vllm.model_executor.layers.quantization import get_quantization_config
     from vllm.model_executor.layers.quantization.compressed_tensors import schemes
 
-    least = {kind: round(10 * with_16_bits) for kind, (with_16_bits, _) in CAPABILITY.items()}
+    least = {kind: round(10 * lowest) for kind, ((lowest, _), _) in CAPABILITY.items()}
     assert least["AWQ"] == get_quantization_config("awq").get_min_capability()
     assert least["GPTQ"] == schemes.CompressedTensorsWNA16.get_min_capability()
     assert least["INT8"] == schemes.CompressedTensorsW8A8Int8.get_min_capability()
@@ -563,6 +563,10 @@ FOUR, UNDONE = torch.arange(4), "not yet: replace None in the cell above with yo
 @pytest.mark.parametrize(("answer", "expected", "said"), [
     (5, 5.0, "right"),
     (4.127, 4 + 8 / 64 + 32 / 64 / 256, "right"),
+    (4.125, 4 + 8 / 64 + 32 / 64 / 256, "wrong: your answer is 4.125. Think."),  # one of the two constants is missing
+    (14.5, 14.483464192, "right"),  # rounded, as the notebooks round it
+    (14.0, 14.483464192, "wrong: your answer is 14.0. Think."),
+    (0x12345679, 0x12345678, f"wrong: your answer is {0x12345679}. Think."),
     (lambda: [FOUR, "x"], lambda: (FOUR.clone(), "x"), "right"),
     (np.eye(2), np.eye(2), "right"),
     (FOUR.int(), FOUR, "right values, other dtype: torch.int32 instead of torch.int64"),
