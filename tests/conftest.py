@@ -61,6 +61,7 @@ def begun(request, artifacts, tmp_path_factory):
             say("the environment of 08_original_stack is missing: type 'make original'")
         stems.remove("08_original_stack")
     tasks |= execution.notebook_tasks(stems, folder)
+    tasks |= execution.serving_task() if "served" in wanted else {}
     if not ONLY:
         if {"small_gguf", "real"} & wanted:
             tasks |= execution.real_model_tasks(folder, every="real" in wanted)
@@ -106,6 +107,12 @@ def executions(results) -> tuple[pathlib.Path, dict[str, str]]:
 def copied(returned):
     """``copied(stem)``: exit status, standard output and error of the recipe, run as a program."""
     return lambda stem: returned(f"{stem}, as a program")
+
+
+@pytest.fixture(scope="session")
+def served(returned) -> tuple[int, str, str]:
+    """Of 09's recipe, run as a program: exit status, standard output and error."""
+    return returned("09_serving, as a program")
 
 
 @pytest.fixture(scope="session")

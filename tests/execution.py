@@ -253,6 +253,14 @@ def copied(stem: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+def served() -> tuple[int, str, str]:
+    """Run the recipe of 09_serving as a program, with what 05_gguf and 06_awq have made; as ``copied``."""
+    model, port = made("gguf").removesuffix("-Q4_K_M.gguf"), serving.free_port(18000, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_program(program("09_serving", model, "", PORT=port), pathlib.Path(folder), "09_serving")
+    return done.returncode, done.stdout, done.stderr
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What runs in a process beside another one, when the tasks that it comes after have ended."""
@@ -272,6 +280,10 @@ def notebook_tasks(stems: list[str], folder: pathlib.Path) -> dict[str, Task]:
 
 def program_tasks(stems: list[str]) -> dict[str, Task]:
     return {f"{stem}, as a program": Task(copied, (stem,)) for stem in in_order(stems)}
+
+
+def serving_task() -> dict[str, Task]:
+    return {"09_serving, as a program": Task(served, after=("05_gguf", "06_awq"))}
 
 
 def real_model_tasks(folder: pathlib.Path, every: bool) -> dict[str, Task]:

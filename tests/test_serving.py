@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 
-from execution import ROOT, cell, made, printed, program, run_program
+from execution import ROOT, cell, made, printed
 from series import notebooks, serving
 
 STEM = "09_serving"
@@ -90,12 +90,10 @@ def test_nothing_is_left_of_the_servers(executed):
 
 
 @pytest.mark.slow
-def test_the_two_commands_and_the_client_run_in_a_project_without_ours(executed, tmp_path):
-    executed("05_gguf"), executed("06_awq")
-    port = serving.free_port(18000, 2)
-    done = run_program(program(STEM, made("gguf").removesuffix("-Q4_K_M.gguf"), "", PORT=port), tmp_path, STEM)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Large Language Model") == 3
+def test_the_two_commands_and_the_client_run_in_a_project_without_ours(served):
+    status, out, err = served
+    assert status == 0, err[-3000:]
+    assert out.count("Large Language Model") == 3
 
 
 @pytest.mark.slow
