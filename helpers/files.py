@@ -23,6 +23,18 @@ OVERHEAD = 1e9  # bytes: the libraries, the GPU's context, what is computed betw
 PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
 
+def arithmetic(kind: str, capability: float) -> str:
+    """How an NVIDIA card of this compute capability multiplies a format of ``CAPABILITY`` in vLLM 0.32.
+
+    Returns:
+        'its own' type, for weights and activations; '16 bits', after unpacking; '-' where it does not run.
+    """
+    runs, own = CAPABILITY[kind]
+    if own and own[0] <= capability <= own[1]:
+        return "its own"
+    return "16 bits" if runs[0] <= capability <= runs[1] else "-"
+
+
 def format_of_name(name: str) -> tuple[str | None, str]:
     """The format that a file's or repository's name stands for, None if it is not known, and what is said beside it.
 

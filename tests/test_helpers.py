@@ -17,7 +17,7 @@ import torch
 
 import helpers
 from helpers import sizes
-from helpers.files import CAPABILITY
+from helpers.files import CAPABILITY, arithmetic
 from helpers.sizes import GGUF_TYPES, ggml_type, linear_bytes, model_weights
 from series import models, notebooks, quality, record, texts
 from series.artifacts import content_of
@@ -471,6 +471,9 @@ def test_what_a_card_can_run_is_what_vllm_asks_for():
     assert least["NVFP4"] == schemes.CompressedTensorsW4A4Fp4.get_min_capability()
     assert least["MXFP4"] == get_quantization_config("mxfp4").get_min_capability()
     assert round(10 * CAPABILITY["FP8"][1][0]) == schemes.CompressedTensorsW8A8Fp8.get_min_capability()
+    # what the documentation says of INT8 on Blackwell, which vLLM's code does not ask for
+    assert [arithmetic("INT8", card) for card in (7.5, 9.0, 10.0, 12.0)] == ["its own", "its own", "-", "-"]
+    assert [arithmetic("FP8", card) for card in (7.0, 8.6, 8.9)] == ["-", "16 bits", "its own"]
 
 
 @pytest.mark.parametrize("kind", ["INT8", "FP8", "NVFP4", "MXFP4"])
