@@ -58,9 +58,9 @@ def test_lessons_come_after_the_recipe(executed):
 
 TERMS = {  # the heading in the glossary: how the notebooks write it
     "absmax": "absmax", "activation": "activations?", "bandwidth": "bandwidth", "bits per weight": "bits per weight",
-    "calibration": "calibration", "channel": "channels?", "chat template": "chat template",
+    "block": "blocks?", "calibration": "calibration", "channel": "channels?", "chat template": "chat template",
     "checkpoint": "checkpoints?", "compute capability": "compute capability", "importance matrix": "importance matrix",
-    "damping": "damping", "decoding": "decoding",
+    "damping": "damping", "decoding": "decoding", "embedding": "embedding",
     "dequantizing": "dequantizing", "double quantization": "double quantization",
     "greedy decoding": "greedy", "group": "groups?", "Hessian": "Hessian", "hook": "hooks?",
     "kernel": "kernels?", "key-value cache": "key-value cache", "KL divergence": "KL divergence",
