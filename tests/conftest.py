@@ -110,8 +110,8 @@ def copied(returned):
 
 
 @pytest.fixture(scope="session")
-def served(returned) -> tuple[int, str, str]:
-    """Of 09's recipe, run as a program: exit status, standard output and error."""
+def served(executions, returned) -> tuple[int, str, str]:
+    """Of 09's recipe, run as a program with what the notebooks have made: exit status, standard output and error."""
     return returned("09_serving, as a program")
 
 
