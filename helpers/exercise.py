@@ -37,6 +37,8 @@ def check(answer: Any, expected: Any, hint: str = "") -> None:
         print("right")
     elif remark := _almost(given, expected):
         print(f"right values, {remark}")
+    elif remark := _other_form(given, expected):
+        print(f"the right idea, {remark}")
     else:
         print(f"wrong: your answer is {_short(given)}.{' ' + hint if hint else ''}")
 
@@ -85,6 +87,33 @@ def _almost(given: Any, expected: Any) -> str:
         flat = [torch.as_tensor(value).flatten() for value in (given, expected)]
         return f"other shape: {tuple(given.shape)} instead of {tuple(expected.shape)}" if _close(*flat) else ""
     return f"other dtype: {given.dtype} instead of {expected.dtype}" if _close(given, expected) else ""
+
+
+UNITS = {2**30 / 1e9: "in GiB: the question asks for GB, 10^9 bytes", 1e-9: "in bytes: the question asks for GB",
+         1e-3: "in MB: the question asks for GB", 0.01: "in percent: the question asks for a share"}  # fmt: skip
+
+
+def _other_form(given: Any, expected: Any) -> str:
+    """What to change where an answer says the right thing in another form or unit."""
+    if isinstance(expected, (list, tuple)) and len(expected) == 1 and _same(given, expected[0]):
+        return "in another form: write a list, in square brackets"
+    if isinstance(given, (list, tuple)) and len(given) == 1 and _same(given[0], expected):
+        return "in another form: write it without the brackets"
+    if isinstance(expected, str) and isinstance(given, str):
+        plain = given.strip().lower()
+        if plain and plain in (expected.lower(), expected.lower().partition(" ")[0]):
+            return f"in another form: write {expected!r}"
+    if isinstance(expected, str) or type(given) not in (int, float, str):
+        return ""
+    if isinstance(given, str):
+        try:
+            given = float(given)
+        except ValueError:
+            return ""
+        return "in another form: write a number, without quotes" if _same(given, expected) else ""
+    if isinstance(expected, float) and given:
+        return next((said for factor, said in UNITS.items() if abs(given * factor / expected - 1) < 2e-3), "")
+    return ""
 
 
 def _short(given: Any) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from helpers.sizes import GGUF_TYPES, LARGE_ENDS, cache_bytes, model_weights, weight_bytes
+from helpers.sizes import GGUF_TYPES, LARGE_ENDS, bits_per_weight, cache_bytes, experts_of, model_weights, weight_bytes
 
 # What publishers write -> the format, as ``weight_bytes`` knows it. The longest are tried first.
 NAMES = {name: name for name in (*GGUF_TYPES, *LARGE_ENDS)} | {
@@ -54,7 +54,10 @@ def format_of_name(name: str) -> tuple[str | None, str]:
 def which_file(
     names: Iterable[str] | Mapping[str, int], config: Any, memory: float, context: int = 4096, imatrix: bool = True
 ) -> list[dict[str, Any]]:
-    """Rank what a model's page offers for a machine: what fits first, the most bits per weight first among those.
+    """Rank what a model's page offers for a machine: what fits first, the most bits in the blocks first among those.
+
+    The blocks' matrices are nearly all of a large model. Formats of safetensors files leave embedding and head in 16
+    bits, so that by the bits of the whole model a four-bit checkpoint would stand above a finer GGUF file.
 
     Args:
         names: of files or repositories, such as 'Model-Q4_K_M.gguf' or 'Model-FP8-dynamic'; or name -> bytes, where
@@ -65,14 +68,15 @@ def which_file(
         imatrix: whether GGUF files were made with an importance matrix, as most of today are.
 
     Returns:
-        A row for each: ``name``, ``format``, ``bits`` per weight over the whole model, ``bytes``, ``needs`` (with the
-        cache and 1 GB for the libraries), ``fits``, ``note``. Where the format is not known and no size was given,
-        ``bytes`` is None and ``fits`` is False.
+        A row for each: ``name``, ``format``, ``blocks`` (bits per weight in the blocks, None where the format is not
+        known), ``bits`` per weight over the whole model, ``bytes``, ``needs`` (with the cache and 1 GB for the
+        libraries), ``fits``, ``note``. Where the format is not known and no size was given, ``bytes`` is None and
+        ``fits`` is False.
 
     Raises:
         ValueError: ``memory`` or ``context`` is no positive number, no name is left, or the model has experts.
     """
-    if any(getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+    if experts_of(config):
         raise ValueError(f"{config.model_type!r} is a mixture of experts, whose sizes are not computed here: the page "
                          "shows them.")  # fmt: skip
     if not memory > 0 or not context > 0:
@@ -92,6 +96,12 @@ def which_file(
         if size is None and kind:
             size = weight_bytes(config, kind, imatrix=imatrix)
         bits, needs = (None, None) if size is None else (8 * size / count, size + rest)
-        rows.append({"name": name, "format": kind or "?", "bits": bits, "bytes": size, "needs": needs,
+        blocks = bits_per_weight(config, kind, imatrix=imatrix) if kind else None
+        rows.append({"name": name, "format": kind or "?", "blocks": blocks, "bits": bits, "bytes": size, "needs": needs,
                      "fits": needs is not None and needs <= memory, "note": note})  # fmt: skip
-    return sorted(rows, key=lambda row: (not row["fits"], -row["bits"] if row["fits"] else row["bits"] or 99))
+
+    def place(row: dict[str, Any]) -> tuple[bool, float, float]:
+        fine = row["blocks"] or row["bits"] or 99.0
+        return (False, -fine, -row["bits"]) if row["fits"] else (True, fine, row["bits"] or 99.0)
+
+    return sorted(rows, key=place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import functools
 import gc
 import inspect
 import re
@@ -23,7 +24,7 @@ HOLDERS = (
 )
 RESULTS = re.compile(r"_+|_i?\d*|_i+|_oh|_dh|_ih|_exit_code|In|Out")  # IPython's own names
 SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR  # may go on: are left alone
-DEPTH = 4  # attributes, items and cells of closures that are followed from a variable
+DEPTH, VISITS = 8, 100_000  # attributes, items and cells of closures that are followed from a variable, and how many
 
 
 def tensor_bytes(model: Any) -> int:
@@ -180,7 +181,7 @@ def _held_by(namespace: dict[str, Any], all_of_them: bool) -> list[str]:
     found: dict[int, str] = {}
     waiting = collections.deque((n, value, 0) for n, value in namespace.items() if not RESULTS.fullmatch(n))
     seen: set[int] = set()
-    while waiting and alive:
+    while waiting and alive and len(seen) < VISITS:
         name, value, depth = waiting.popleft()
         if issubclass(type(value), kinds):
             found.setdefault(id(value), name)
@@ -202,6 +203,14 @@ def _inside(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [(f"[{number}]", inner) for number, inner in enumerate(value)]
     inside = []
+    if isinstance(value, functools.partial):
+        inside += [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
+    if isinstance(value, types.GeneratorType) and value.gi_frame is not None:
+        inside += [(f" (its variable {name})", inner) for name, inner in value.gi_frame.f_locals.items()]
+    slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
+    for name in [name for names in slots for name in ([names] if isinstance(names, str) else names)]:
+        with contextlib.suppress(AttributeError):  # a slot that was never filled
+            inside.append((f".{name}", getattr(value, name)))
     if isinstance(value, types.MethodType):
         inside.append((".__self__", value.__self__))
     if isinstance(value, types.FunctionType) and value.__closure__:

@@ -67,6 +67,12 @@ def _weights(kind: type, settings: str) -> tuple[Weight, ...]:
     return tuple(Weight(n, tuple(p.shape), roles.get(id(p), "other")) for n, p in model.named_parameters())
 
 
+def experts_of(config: Any) -> int:
+    """How many experts a layer of a mixture of experts has; 0 for a dense model."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return max((getattr(config, name, None) or 0 for name in names), default=0)
+
+
 def block_linears(config: Any) -> list[str]:
     """Names of the linear layers inside the blocks, block by block: what every technique quantizes.
 
@@ -74,6 +80,12 @@ def block_linears(config: Any) -> list[str]:
         ValueError: the blocks are not built of ``torch.nn.Linear``, which none of the techniques here would find.
     """
     names = [w.name.removesuffix(".weight") for w in model_weights(config) if w.role == "linear"]
+    if experts_of(config) and not any(name.endswith("up_proj") for name in names):
+        raise ValueError(
+            f"{config.model_type!r} is a mixture of experts. transformers keeps the experts in tensors of three "
+            "dimensions and not in linear layers, so most techniques here would leave them in 16 bits. This series "
+            "takes dense models."
+        )
     if not any(name.endswith("up_proj") for name in names):
         raise ValueError(
             f"This series knows models whose blocks are built like Llama's (layers such as 'up_proj'); those of "
@@ -191,7 +203,7 @@ def bits_per_weight(
 
 
 def weight_bytes(
-    config: Any, kind: str = "16-bit", bits: int = 4, group_size: int = 128, *, imatrix: bool = False
+    config: Any, kind: str = "16-bit", bits: int = 4, group_size: int = 128, *, imatrix: bool = False, whole: int = 2
 ) -> int:
     """Bytes of all weights in the format ``kind``, one of ``FORMATS``; embedding, head and norms included.
 
@@ -199,6 +211,7 @@ def weight_bytes(
 
     Args:
         imatrix: of a GGUF file, whether it is made with an importance matrix.
+        whole: bytes of a weight that is not quantized: 4 in float32.
 
     Raises:
         ValueError: the format is not known.
@@ -207,14 +220,16 @@ def weight_bytes(
         raise ValueError(f"There is no format {kind!r}. Use one of {', '.join(FORMATS)}.")
     weights = model_weights(config)
     tied = not any(w.role == "head" for w in weights)
-    return round(sum(_bytes(w, config, kind, bits, group_size, tied, imatrix) for w in weights))
+    return round(sum(_bytes(w, config, kind, bits, group_size, tied, imatrix, whole) for w in weights))
 
 
-def _bytes(weight: Weight, config: Any, kind: str, bits: int, group_size: int, tied: bool, imatrix: bool) -> float:
+def _bytes(
+    weight: Weight, config: Any, kind: str, bits: int, group_size: int, tied: bool, imatrix: bool, whole: int = 2
+) -> float:
     if kind in GGUF_TYPES or kind in LARGE_ENDS:
         return weight.count * GGML_BITS[ggml_type(weight, kind, config, tied, imatrix)] / 8
     if kind == "16-bit" or weight.role != "linear":
-        return 2 * weight.count
+        return whole * weight.count
     return linear_bytes(weight, kind, bits, group_size)
 
 

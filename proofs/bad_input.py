@@ -33,7 +33,7 @@ def main() -> None:
             except BaseException as error:  # another error than the table wants
                 wrong.append(f"{case}: {type(error).__name__}: {error}")
                 continue
-        if told.kind == "nothing" or told.lost or told.seconds > case.seconds or told.lines >= 40:
+        if told.kind == "nothing" or told.lost or told.lines >= 40:
             wrong.append(f"{case}: {told}")
         sentence = told.sentence.replace(str(folder), "FOLDER").replace(str(report.ROOT), "SERIES")
         sentence = re.sub(r"\s+", " ", sentence).replace("|", "\\|").replace("<", "\\<")

@@ -29,7 +29,6 @@ import nbformat
 import report
 
 from series.artifacts import artifacts_folder
-from series.techniques import BY_NOTEBOOK
 
 ROOT, ESCAPED, CONTROL = report.ROOT, "**escaped**", "nothing: the control"
 GONE = None  # in place of old and new: the cell does nothing
@@ -70,7 +69,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("one file", [("make", "size // SHARDS", "2 * size")]),
         ("eight shards", [("make", "size // SHARDS", "size // 8")]),
         ("another type", [("make", "dtype=DTYPE", 'dtype="float32"')]),
-        ("not filled", [("load", "model = load_checkpoint_and_dispatch(model, folder, device_map=\"auto\", no_split_module_classes=whole_blocks)",
+        ("not filled", [("load", "model = load_checkpoint_and_dispatch(model, folder, device_map=\"auto\",\n                                     no_split_module_classes=whole_blocks)",
                          'model = model.to_empty(device="cpu")')]),
         ("sampling", [("ask", "do_sample=False", "do_sample=True, temperature=3.0")]),
         ("compared with itself", [("equal", "(model(**inputs.to(model.device)).logits - expected)", "(expected - expected / 2)"),
@@ -107,7 +106,10 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("other groups", [("make", "group_size=GROUP_SIZE", "group_size=32")]),
         ("one text", [("make", "dataset=texts", "dataset=texts[:1]")]),
         ("the 16-bit model loaded", [("load", "from_pretrained(folder, dtype", "from_pretrained(path, dtype")]),
-        ("not quantized", [("make", ", quantization_config=gptq_config", "")]),
+        ("not quantized", [("make", ",\n                                                 quantization_config=config)", ")"),
+                           ("make", "model.config.quantization_config.dataset = None", "pass")]),
+        ("the texts left in the checkpoint", [("make", "model.config.quantization_config.dataset = None", "pass")]),
+        ("the calibration text for the held-out one", [("errors", "inputs=held_out", "inputs=seen")]),
         ("sampling", [("ask", "do_sample=False", "do_sample=True, temperature=3.0")]),
         ("no error handed over by hand", [("two-columns", "moved = weights[1] + error * correlation", "moved = weights[1]")]),
         ("scales not counted", [("stored", '("qweight", "qzeros", "scales")))', '("qweight", "qzeros")))')]),
@@ -117,7 +119,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("rounded down", [("grid", "((weights / scale).round() + zero)", "((weights / scale).floor() + zero)"), ("compare", "assert (ours", "(ours")]),
         ("zero points off by one, the check gone", [("unpack", 'older = settings.get("checkpoint_format", "gptq") == "gptq"', "older = True"),
                                                     ("compare", "assert (ours", "(ours")]),
-        ("errors of outputs for those of weights", [("errors", '"weights": weight_error', '"weights": output_error')]),
+        ("errors of outputs for those of weights", [("errors", ': weight_error(restored)', ': output_error(restored)')]),
         ("the order ignored", [("order", '"all columns sorted": diagonal.argsort(descending=True)', '"all columns sorted": natural'),
                                ("order", "gptq(weight, hessian, 4, size, natural)", "gptq(weight, hessian, 4, size, diagonal.argsort())")]),
     ],
@@ -171,13 +173,13 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
     ],
     "08_original_stack": [
         ("sampling", [("ask", "do_sample=False", "do_sample=True, temperature=3.0")]),
-        ("no quantization", [("nf4", "quantization_config=bnb_config, ", "")]),
+        ("no quantization", [("nf4", "path, quantization_config=bnb_config,", "path,")]),
         ("FP4", [("nf4", 'bnb_4bit_quant_type="nf4"', 'bnb_4bit_quant_type="fp4"')]),
         ("zero points as they are", [("shift", "value - 0x11111111", "value - 0"), ("word", "assert torch.equal", "torch.equal")]),
         ("the 16-bit model for auto-gptq's", [("shift", "model, pipe = load_gptq(old)", "model, pipe = load_gptq(path)")]),
         ("compared with itself", [("divergence", "distance(np.stack(ours), expected[:4])", "distance(expected[:4], expected[:4])")]),
         ("one question", [("divergence", "count=12", "count=1")]),
-        ("ids taken for mended", [("tokens", "mended += ([plain.eos_token_id] if number else []) + ", "mended += ")]),
+        ("ids taken for mended", [("tokens", "mended += end + ", "mended += ")]),
         ("a wrong shift, its check gone", [("word", "torch.arange(0, 32, 4)", "torch.arange(28, -4, -4)"), ("word", "assert torch.equal", "torch.equal")]),
         ("errors of both signs", [("one-sign", "weight - scale", "rounding")]),
         ("an old line as the new one", [("rows", "from_pretrained(BASE, dtype=torch.bfloat16)", "from_pretrained(BASE, torch_dtype=torch.bfloat16)")]),
@@ -185,7 +187,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
     ],
     "09_serving": [
         ("the 16-bit model under the other's name", [("serve", '"serve", awq, "--tokenizer", path,', '"serve", path,')]),
-        ("sampling", [("full", "temperature=0", "temperature=3")]),
+        ("sampling", [("full", "**greedy)", "**greedy | {'temperature': 3})")]),
         ("no key", [("serve", "secrets.token_hex(16)", '""')]),
         ("the key on the command line", [("serve", '*here, str(PORT)]', '*here, str(PORT), "--api-key", key]')]),
         ("open to the network", [("serve", '"127.0.0.1"', '"0.0.0.0"')]),
@@ -255,10 +257,9 @@ def attempt(stem: str, edits: list[tuple], copy: pathlib.Path) -> tuple[str, flo
     path, linked = copy / "notebooks" / f"{stem}.ipynb", copy.parent / "artifacts"
     original, notebook = path.read_bytes(), nbformat.read(path, as_version=4)
     sabotage(notebook, edits)
-    shutil.rmtree(linked, ignore_errors=True)  # links, made anew, but for what a sabotaged cell makes itself
-    made = stem in BY_NOTEBOOK and any(place in ("make", "save", "shift", "importance") for place, *_ in edits)
-    own = shutil.ignore_patterns(f"{BY_NOTEBOOK[stem].name}-*" if made else "-", "executed", ".lock")
-    shutil.copytree(artifacts_folder(), linked, copy_function=os.link, symlinks=True, ignore=own)
+    shutil.rmtree(linked, ignore_errors=True)  # links, made anew
+    left = shutil.ignore_patterns("executed", ".lock")
+    shutil.copytree(artifacts_folder(), linked, copy_function=os.link, symlinks=True, ignore=left)
     env = {k: v for k, v in os.environ.items() if k != "QUANT_ARTIFACTS"}
     env |= {"SERIES_ARTIFACTS": str(linked), "SERIES_ONLY": stem}
     env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // WORKERS))

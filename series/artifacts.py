@@ -9,11 +9,13 @@ import pathlib
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+TINY = ROOT / "models" / "tiny-zephyr"
 SEAL, LOCK = "made.json", ".lock"  # in each folder: the sizes and digests of what was made and used; its holder
 
 HELD: dict[pathlib.Path, FileLock] = {}  # the folders that this process holds
@@ -60,6 +62,18 @@ def digest_of(path: pathlib.Path) -> str:
         if stat.st_size > 100_000:  # a small file is read as quickly again
             replace_file(known_file, json.dumps(known, indent=0).encode())
     return known[key]
+
+
+def remembered(what: str, look: Callable[[], None]) -> None:
+    """Call ``look``, which raises where something is wrong, unless it has found ``what`` right before."""
+    file = artifacts_folder() / "checked.json"
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = []
+    if what not in known:
+        look()
+        replace_file(file, json.dumps([*known, what]).encode())
 
 
 def key_of(facts: Any) -> str:

@@ -55,6 +55,11 @@ class Fit:
     overhead: int
     free: int
     place: str
+    whole: int = 2  # bytes of a weight that is not quantized
+
+    @property
+    def name(self) -> str:
+        return "32-bit" if self.kind == "16-bit" and self.whole == 4 else self.kind
 
     @property
     def needed(self) -> int:
@@ -67,12 +72,12 @@ class Fit:
     def __str__(self) -> str:
         parts = f"{gb(self.weights)} of weights, {gb(self.cache)} of cache, {gb(self.overhead)} for the libraries"
         answer = "it fits" if self.fits else "it does NOT fit"
-        return f"{self.kind}: {parts}, of the {gb(self.free)} free {self.place}: {answer}"
+        return f"{self.name}: {parts}, of the {gb(self.free)} free {self.place}: {answer}"
 
 
 def fit_on(
     machine: Machine, config: Any, kind: str, context: int = 512, bits: int = 4, group_size: int = 128,
-    overhead: int = OVERHEAD, where: str = "gpu", gpus: int = 1, imatrix: bool = False,
+    overhead: int = OVERHEAD, where: str = "gpu", gpus: int = 1, imatrix: bool = False, whole: int = 2,
 ) -> Fit:  # fmt: skip
     """Whether a model fits on ``machine`` in the format ``kind``, from its configuration alone.
 
@@ -83,10 +88,12 @@ def fit_on(
             'spread' (the GPUs first, then the memory, as ``device_map="auto"`` does).
         gpus: how many share every matrix, as in tensor parallelism; the bytes are then those of one.
         imatrix: of a GGUF file, whether it is made with an importance matrix.
+        whole: bytes of a weight that is not quantized, and of a number in the cache: 4 in float32.
     """
     if not hasattr(config, "num_hidden_layers"):
         raise ValueError(f"This series takes models of text alone; {config.model_type!r} holds several models in one.")
-    parts = [weight_bytes(config, kind, bits, group_size, imatrix=imatrix), cache_bytes(config, context)]
+    cache = cache_bytes(config, context) * whole // 2
+    parts = [weight_bytes(config, kind, bits, group_size, imatrix=imatrix, whole=whole), cache]
     if where == "memory" or not machine.gpus:
         free, place = machine.free, "in this machine's memory"
     elif where == "spread":
@@ -100,7 +107,7 @@ def fit_on(
         if gpus > 1:
             parts = [ceil(part / gpus) for part in parts]
             free, place = min(gpu.free for gpu in machine.gpus[:gpus]), f"on the fullest of {gpus} GPUs"
-    return Fit(kind, *parts, overhead, free, place)
+    return Fit(kind, *parts, overhead, free, place, whole)
 
 
 def preflight(
@@ -133,10 +140,10 @@ def preflight(
     if not found.fits:
         raise MemoryError(_advice(machine, config, found))
     if make:
-        whole = fit_on(machine, config, "16-bit")
-        print(f"to make it, the 16-bit model must fit as well: {gb(whole.needed)} of {gb(whole.free)}")
-        if not whole.fits:
-            raise MemoryError(_advice(machine, config, whole))
+        made_of = fit_on(machine, config, "16-bit", whole=settings.get("whole", 2))
+        print(f"to make it, the {made_of.name} model must fit as well: {gb(made_of.needed)} of {gb(made_of.free)}")
+        if not made_of.fits:
+            raise MemoryError(_advice(machine, config, made_of))
     return found
 
 
@@ -166,7 +173,7 @@ def _advice(machine: Machine, config: Any, missed: Fit) -> str:
         overhead = OVERHEAD_VLLM_CPU if kind == "AWQ" and not machine.gpus else OVERHEAD
         where = BY_NOTEBOOK[NOTEBOOKS[kind]].where if kind != "16-bit" else "gpu"
         found = fit_on(machine, config, kind, overhead=overhead, where=where)
-        if found.fits and kind != missed.kind and (kind != "AWQ" or machine.has_int4_kernel):
+        if found.fits and (kind != missed.kind or missed.whole == 4) and (kind != "AWQ" or machine.has_int4_kernel):
             published = "" if can_make or kind not in ("GPTQ", "AWQ") else ", if published"
             would.append(f"{kind} ({gb(found.needed)}, {NOTEBOOKS[kind]}{published})")
     count = len(machine.gpus)
@@ -174,6 +181,6 @@ def _advice(machine: Machine, config: Any, missed: Fit) -> str:
         would.append(f"AWQ cut across your {count} GPUs (GPUS = {count}, 06_awq)")
     advice = f"These would fit: {', '.join(would)}." if would else "No format of this series would fit."
     return (
-        f"In {missed.kind} this model needs {gb(missed.needed)}, and {gb(missed.free)} are free {missed.place}. "
+        f"In {missed.name} this model needs {gb(missed.needed)}, and {gb(missed.free)} are free {missed.place}. "
         f"{advice} Part of a model can also wait in memory or on the disk: 02_sharding.ipynb shows how."
     )

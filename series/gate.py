@@ -6,13 +6,15 @@ What transformers would make up at random, leave out, or read as something else 
 from __future__ import annotations
 
 import copy
+import json
 import pathlib
 import re
+import tempfile
 from typing import Any
 
-from helpers.sizes import block_linears, model_weights
+from helpers.sizes import block_linears, cache_bytes, model_weights
 from series.console import quiet
-from series.models import SMALL, Checkpoint, read_json, weight_files
+from series.models import SMALL, Checkpoint, read_json, usable, weight_files
 
 MAKES = {"bitsandbytes": "03_nf4", "gptq": "04_gptq", "awq": "06_awq"}  # who loads what is already quantized
 PLAIN = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
@@ -39,16 +41,44 @@ def require(checkpoint: Checkpoint, weights: bool = True) -> Any:
     small = checkpoint if checkpoint.is_local else Checkpoint(checkpoint.source, checkpoint.revision, (*SMALL,))
     folder, source = small.fetch(), checkpoint.source
     require_known(folder, source)
+    settings, _ = usable(read_json(folder / "config.json"))
+    settings = {name: value for name, value in settings.items() if "attn_implementation" not in name}
     try:
-        config = AutoConfig.from_pretrained(folder)
-        rows = next(w.shape[0] for w in model_weights(config) if w.role == "embedding")
+        with tempfile.TemporaryDirectory() as scratch, quiet(tell=False):
+            (pathlib.Path(scratch) / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+            config = AutoConfig.from_pretrained(scratch)
+            rows = next(w.shape[0] for w in model_weights(config) if w.role == "embedding")
     except Exception as error:
-        raise ValueError(f"transformers cannot build {source} from its config.json: {str(error)[:300]}") from None
+        said = str(error).strip().split("\n")[0][:300]
+        raise ValueError(f"transformers cannot build {source} from its config.json: {said}") from None
     block_linears(config)
+    require_sums(config)
     require_tokenizer(folder, rows, source)
     if weights:
         require_weights(config, headers(checkpoint), source)
     return config
+
+
+def require_sums(config: Any) -> None:
+    """Raise ValueError for a model whose cache is of another kind than this series computes and measures."""
+    kind = config.model_type
+    try:
+        cache_bytes(config, 1)
+    except Exception:  # Gemma 4's layers have heads of several widths, and its configuration refuses to name one
+        raise ValueError(
+            f"The layers of {kind!r} differ in their heads, so that the bytes of its cache are not computed here. This "
+            "series takes models whose layers are alike; Gemma 2 and 3, Llama, Mistral and Qwen are."
+        ) from None
+
+
+def keeps_a_state(config: Any) -> bool:
+    """Whether some layers keep a state instead of a cache of tokens (Mamba, Gated DeltaNet), as in hybrid models."""
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
+    settings = config.to_dict()
+    return bool(kinds & {"linear_attention", "mamba", "conv", "recurrent"}) or any(
+        name.startswith(("mamba_", "ssm_", "linear_conv", "hybrid_override")) and value
+        for name, value in settings.items()
+    )
 
 
 def require_known(folder: pathlib.Path, source: str) -> None:
@@ -80,6 +110,13 @@ def require_known(folder: pathlib.Path, source: str) -> None:
         raise ValueError(
             f"{source} is of type {kind!r}, which is no causal language model: it does not write on, token by token. "
             "Choose one whose class in config.json ends with ForCausalLM."
+        )
+    wanted = [str(name) for name in settings.get("architectures") or ()]
+    if wanted and not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in wanted):
+        raise ValueError(
+            f"{source} is a {wanted[0]} (architectures in config.json), and writes no text: transformers would leave "
+            "out what it was trained for, and make up a head or take the embedding for one. Choose one whose class "
+            "ends with ForCausalLM."
         )
     if other := [name for name in ("vision_config", "audio_config") if settings.get(name)]:
         raise ValueError(
@@ -154,7 +191,10 @@ def require_weights(config: Any, tensors: dict[str, tuple[str, tuple[int, ...]]]
             f"The weights of {source} are stored as {', '.join(packed)}, and config.json does not say how they were "
             "quantized. MODEL takes a model in 16 or 32 bits."
         )
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    try:
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise ValueError(f"transformers has no causal language model for {source} ({config.model_type!r}).") from None
     hollow = {n: torch.empty(s, dtype=getattr(torch, PLAIN[d]), device="meta") for n, (d, s) in tensors.items()}
     with quiet():
         _, said = kind.from_pretrained(
@@ -187,6 +227,67 @@ def require_weights(config: Any, tensors: dict[str, tuple[str, tuple[int, ...]]]
         )
     if unknown:
         print(f"{len(unknown)} tensors of the files are no part of this model, such as {unknown[0]!r}: left out")
+
+
+def require_numbers(folder: pathlib.Path, dtype: str | None) -> None:
+    """Raise ValueError where a weight is no number, or leaves the range of the type that it will be loaded in.
+
+    One NaN spreads over everything behind it: transformers then samples from nothing, and vLLM ends the kernel.
+
+    Args:
+        folder: a model's files. All weights are read once.
+        dtype: the notebook's DTYPE, such as 'float16'.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():
+                tensor = opened.get_tensor(name)
+                if not tensor.is_floating_point():
+                    continue
+                bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+                if bad:
+                    raise ValueError(
+                        f"{bad:,} of the {tensor.numel():,} weights in {name!r} "
+                        f"{'is no number' if bad == 1 else 'are no numbers'} (NaN or infinite), in {file.name}. The "
+                        "file was damaged, or the training went astray; no technique mends that. Fetch the model "
+                        "again, or take an earlier checkpoint."
+                    )
+                if dtype == "float16" and tensor.dtype != torch.float16 and tensor.abs().max() > 65504:
+                    raise ValueError(
+                        f"A weight in {name!r} is {tensor.abs().max():.3g}, and float16 ends at 65,504: loaded in "
+                        "DTYPE = 'float16' it would be infinite. Set DTYPE = 'bfloat16' or 'float32'."
+                    )
+
+
+def beyond_float16(model: Any, ids: list[int]) -> str:
+    """The first part of ``model`` whose output is no number, or beyond float16's range; '' if there is none.
+
+    Args:
+        model: of transformers, in any type; a type with a larger range shows what float16 would do.
+        ids: the token ids of a prompt.
+    """
+    import torch
+
+    found: list[str] = []
+
+    def look(name: str, result: Any) -> None:
+        first = result[0] if isinstance(result, tuple) else result
+        if not found and isinstance(first, torch.Tensor) and first.is_floating_point():
+            if not bool((first.float().abs() <= 65504).all()):  # false for NaN as well
+                found.append(name)
+
+    hooks = [m.register_forward_hook(lambda _, given, result, name=n: look(name, result))
+             for n, m in model.named_modules() if n and not [*m.children()]]  # fmt: skip
+    try:
+        with torch.no_grad():
+            model(torch.tensor([ids], device=model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else ""
 
 
 def norms_that_feed(config: Any) -> dict[str, str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from helpers.sizes import bits_per_weight, weight_bytes
+from helpers.sizes import bits_per_weight, cache_bytes, weight_bytes
 from series.artifacts import ROOT, artifacts_folder
 from series.fit import CARDS, users_that_fit
+from series.machine import OVERHEAD
 from series.models import MODELS
 
 __all__ = ["CARDS", "bits_of", "decision_table", "read_quality", "read_speed", "speed_results", "users_that_fit"]
@@ -20,7 +21,8 @@ LLAMA_3_8B = {
     "16-bit": (6.2332, 0.0), "Q8_0": (6.2343, 0.001), "Q6_K": (6.2534, 0.005), "Q4_K_M": (6.4071, 0.031),
     "Q3_K_M": (6.8885, 0.102), "Q2_K": (9.7516, 0.445),
 }  # fmt: skip
-LLAMA_2_7B = {"16-bit": 5.47, "rounded to nearest": 5.73, "GPTQ": 5.69, "AWQ": 5.60}
+# 'reordered' takes the important columns first, which gptqmodel does within and between groups (04).
+LLAMA_2_7B = {"16-bit": 5.47, "rounded to nearest": 5.73, "GPTQ": 5.69, "GPTQ, reordered": 5.63, "AWQ": 5.60}
 
 
 def read_speed(name: str) -> dict[str, Any]:
@@ -28,10 +30,16 @@ def read_speed(name: str) -> dict[str, Any]:
     return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def read_speed_of_an_h100() -> dict[str, Any]:
+    """The committed results of an H100. GPTQ's is of a run of its own, on the same kind of card a day before."""
+    found, gptq = read_speed("speed-h100-80gb-hbm3"), read_speed("speed-h100-80gb-hbm3-gptq")
+    return found | {"rows": [*found["rows"], *gptq["rows"]]}
+
+
 def speed_results() -> list[dict[str, Any]]:
     """The committed results for a processor and for an H100, and those of this machine, if there are any."""
     here = sorted(artifacts_folder().glob("speed-*.json"))
-    committed = [read_speed("speed-cpu"), read_speed("speed-h100-80gb-hbm3")]
+    committed = [read_speed("speed-cpu"), read_speed_of_an_h100()]
     return [*committed, *(json.loads(path.read_text(encoding="utf-8")) for path in here)]
 
 
@@ -74,7 +82,7 @@ def speedup(benchmark: dict[str, Any], runtime: str, kind: str, measure: str = "
 
 def decision_table(folder: str = "notebooks/") -> str:
     """What to take for which hardware, as Markdown; ``folder`` is where the links to the notebooks lead."""
-    config, cpu, gpu = zephyr(), read_speed("speed-cpu"), read_speed("speed-h100-80gb-hbm3")
+    config, cpu, gpu = zephyr(), read_speed("speed-cpu"), read_speed_of_an_h100()
     llama, vllm = speedup(cpu, "F16", "Q4_K_M"), speedup(gpu, "bf16-vllm", "awq")
 
     def size(kind: str) -> str:
@@ -87,47 +95,84 @@ def decision_table(folder: str = "notebooks/") -> str:
     def link(text: str, notebook: str) -> str:
         return f"[{text}]({folder}{notebook}.ipynb)"
 
-    nf4 = speed_of(gpu, "nf4") / speed_of(gpu, "bf16")
+    def rate(kind: str) -> str:
+        return f"{speed_of(gpu, kind):.0f}"
+
     served = {row["name"]: row["users"] for row in read_speed("serving-h100")["rows"]}
     fp8 = {count: served["FP8 dynamic, 1 GPU"][count]["tokens/s"] / users["tokens/s"]
            for count, users in served["16-bit, 1 GPU"].items()}  # fmt: skip
     low = speed_of(cpu, "Q2_K") / speed_of(cpu, "Q4_K_M")
-    awq = LLAMA_2_7B["AWQ"] / LLAMA_2_7B["16-bit"] - 1
+    whole = LLAMA_2_7B["16-bit"]
+    methods = ", ".join(f"{name} {perplexity / whole - 1:+.1%}" for name, perplexity in LLAMA_2_7B.items()
+                        if perplexity != whole)  # fmt: skip
+    long = (weight_bytes(config, "Q4_K_M") + cache_bytes(config, 8192) + OVERHEAD) / 1e9
     rows = [
-        ("a laptop with 8 GB", link("GGUF, Q4_K_M", "05_gguf"), "llama.cpp", size("Q4_K_M"), worse("Q4_K_M"),
-         f"on two cores llama.cpp is {llama[0]:.1f} times as fast as the pipeline at 16 bits, and Q4_K_M "
-         f"{llama[1]:.1f} times on top [3]"),
-        ("a laptop or Mac with 16 GB", link("GGUF, Q6_K or Q8_0", "05_gguf"), "llama.cpp",
-         f"{size('Q6_K')}, {size('Q8_0')}", f"Q6_K: {worse('Q6_K')}", "slower than Q4_K_M: there is more to read"),
-        ("a T4 (Colab), to try or to fine-tune", link("NF4", "03_nf4"), "transformers", size("NF4"),
-         "not in [1] or [2]; 07 measures it",
-         f"for memory first; on an H100 {nf4:.1f} times the pipeline at 16 bits [3]"),
-        ("a T4 or a card with 8 to 16 GB, to keep", link("GPTQ", "04_gptq"), "transformers or vLLM", size("GPTQ"),
-         f"perplexity {LLAMA_2_7B['GPTQ'] / LLAMA_2_7B['16-bit'] - 1:+.1%} [2]", "fast with a fused kernel (vLLM)"),
-        ("a card with 24 GB", link("16 bits", "01_baseline"), "transformers or vLLM", size("16-bit"), "nothing is lost",
-         "the reference; four bits leave room for longer texts or for a model of 13 to 30 billion weights"),
-        ("a server card from Ada or Hopper on, many users", link("FP8", "11_newer_formats"), "vLLM", size("FP8"),
-         "effectively lossless on Llama-3.1 [4]",
-         f"on an H100 {fp8['1']:.1f} times vLLM's 16 bits for one user, {fp8['16']:.1f} times for 16 [5]"),
-        ("a server card that is older, or short of memory", link("AWQ", "06_awq"), "vLLM", size("AWQ"),
-         f"perplexity {awq:+.1%} [2]",
-         f"on an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 bits, and AWQ {vllm[1]:.1f} times on "
-         "top [3]"),
-        ("several small devices, or a disk and patience", link("sharding", "02_sharding"), "transformers, Accelerate",
-         size("16-bit"), "nothing is lost", "slow where layers wait in memory or on the disk"),
-        ("room for less than four bits", f"a smaller model first; else {link('GGUF, Q3_K_M', '05_gguf')}", "llama.cpp",
-         size("Q3_K_M"), worse("Q3_K_M"), f"not measured; on two cores Q2_K runs at {low:.0%} of Q4_K_M's speed [3]"),
+        ("a laptop with 8 GB", f"{link('GGUF, Q4_K_M', '05_gguf')}, llama.cpp",
+         f"{size('Q4_K_M')}, {worse('Q4_K_M')}. With a cache for 8,192 tokens and the libraries it needs {long:.1f} "
+         "GB, which such a laptop hardly has free: close other programs, or take a model of 3 to 4 billion weights. On "
+         f"two cores llama.cpp is {llama[0]:.1f} times as fast as the pipeline at 16 bits, and Q4_K_M {llama[1]:.1f} "
+         "times on top [3]"),
+        ("a laptop or Mac with 16 GB", f"{link('GGUF, Q6_K or Q8_0', '05_gguf')}, llama.cpp",
+         f"{size('Q6_K')} or {size('Q8_0')}. Q6_K: {worse('Q6_K')}. Slower than Q4_K_M: there is more to read"),
+        ("a T4 (Colab) or a card with 8 to 16 GB, one user",
+         f"{link('GGUF', '05_gguf')} with all layers on the GPU, llama.cpp",
+         f"{size('Q4_K_M')} in Q4_K_M, quality as above. Tokens per second for one user on an H100: llama.cpp "
+         f"{rate('Q4_K_M')}, vLLM with AWQ {rate('awq')}; in transformers NF4 {rate('nf4')}, GPTQ {rate('gptq')}, 16 "
+         f"bits {rate('bf16')} [3]. No T4 was measured"),
+        ("the same card, to try a model in a minute or to fine-tune it", f"{link('NF4', '03_nf4')}, transformers",
+         f"{size('NF4')}. For memory, not for speed (see above). Its loss is in neither source; 07 measures it on "
+         "small models"),
+        ("the same card, and a checkpoint to keep for transformers or vLLM",
+         f"{link('GPTQ', '04_gptq')} or {link('AWQ', '06_awq')}",
+         f"{size('GPTQ')}. Perplexity: {methods} [2]. Fast in vLLM, which has a fused kernel for both; GPTQ was not "
+         "measured there"),
+        ("a card with 24 GB", f"{link('16 bits', '01_baseline')}, transformers or vLLM",
+         f"{size('16-bit')}, and nothing is lost. Four bits leave room for longer texts, or for a model of 13 to 30 "
+         "billion weights"),
+        ("a server card from Ada or Hopper on, many users", f"{link('FP8', '11_newer_formats')}, vLLM",
+         f"{size('FP8')}, effectively lossless on Llama-3.1 [4]. On an H100 {fp8['1']:.1f} times vLLM's 16 bits for "
+         f"one user, {fp8['16']:.1f} times for 16 [5]"),
+        ("a server card that is older, or short of memory, many users", f"{link('AWQ', '06_awq')}, vLLM",
+         f"{size('AWQ')}, perplexity as above. On an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 "
+         f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. llama.cpp's server under load on "
+         "a GPU was not measured"),
+        ("several small devices, or a disk and patience", f"{link('sharding', '02_sharding')}, Accelerate",
+         f"{size('16-bit')}, and nothing is lost. Slow where layers wait in memory or on the disk"),
+        ("room for less than four bits", f"a smaller model first; else {link('GGUF, Q3_K_M', '05_gguf')}, llama.cpp",
+         f"{size('Q3_K_M')}, {worse('Q3_K_M')}. Its speed was not measured; on two cores Q2_K runs at {low:.0%} of "
+         "Q4_K_M's [3]"),
     ]  # fmt: skip
-    lines = ["| you have | take | run it with | Zephyr-7B | how much worse | how fast |", "|---|---|---|---|---|---|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    head = ["| you have | take | Zephyr-7B then |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 SOURCES = (
     f"Sizes are computed from Zephyr's configuration by `weight_bytes`. [1] [llama.cpp]({LLAMA_CPP}), Llama-3-8B. "
-    f"[2] [AWQ paper]({AWQ_PAPER}), Llama-2-7B, groups of 128. [3] `make speed`, one user; the files in `benchmarks/` "
-    f"name the machine and the versions. [4] [500,000 evaluations of FP8, INT8 and INT4]({FP8_PAPER}). "
+    f"[2] [AWQ paper]({AWQ_PAPER}), Llama-2-7B, groups of 128; *reordered* takes important columns first, as 04 does "
+    "in its way. [3] `make speed`, one user, random weights of Zephyr's shape on the H100; the files `speed-*.json` in "
+    f"`benchmarks/` name the machine and the versions. [4] [500,000 evaluations of FP8, INT8 and INT4]({FP8_PAPER}). "
     "[5] `scripts/speed_serving.py`, `benchmarks/serving-h100.json`."
 )
+
+
+def label_points(axes: Any, points: dict[str, tuple[float, float]], fontsize: int = 8) -> None:
+    """Write each point's name where it stands on no other point or name: beside, above or below it."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.canvas.draw()  # the layout
+    places = [axes.transData.transform(point) for point in points.values()]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    ways = [((7, 0), "left"), ((-7, 0), "right"), ((6, 9), "left"), ((6, -9), "left"), ((-6, 9), "right"),
+            ((-6, -9), "right"), ((0, 20), "center"), ((0, -20), "center")]  # fmt: skip
+    for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
+        for offset, side in ways:
+            text = axes.annotate(name, point, xytext=offset, textcoords="offset points", fontsize=fontsize, ha=side,
+                                 va="center")  # fmt: skip
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) or (offset, side) == ways[-1]:
+                break
+            text.remove()
+        taken.append(box)
 
 
 def bits_of(config: Any, figures: dict[str, Any]) -> float:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -20,16 +21,27 @@ import weakref
 from typing import Any
 
 from helpers.prompt import render_prompt
-from helpers.sizes import NEED_IMATRIX, block_linears, model_weights, weight_bytes
+from helpers.sizes import NEED_IMATRIX, block_linears, experts_of, model_weights, weight_bytes
 from series import answers, gate, serving
 from series import fit as fits
-from series.artifacts import ROOT, SEAL, artifacts_folder, disk_bytes, hold, key_of, require_disk, seal
-from series.console import quiet, versions_of
+from series.artifacts import (
+    ROOT,
+    SEAL,
+    artifacts_folder,
+    disk_bytes,
+    hold,
+    key_of,
+    remembered,
+    require_disk,
+    seal,
+)
+from series.console import errors_alone, quiet, versions_of
 from series.converter import llama_cpp_converter
 from series.guide import read_quality
+from series.kernel import MAKER, Kernel, no_numbers, no_room, of_a_program, of_the_gpu, of_vllm
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, multiply_in_32_bits, no_gpu_is_none, this_machine
 from series.models import MODELS, SMALL, Checkpoint, find, first_block, prepare, published
-from series.notebooks import default_parameters
+from series.notebooks import default_parameters, made_by_steps, made_from, steps
 from series.quality import choose, distance, unread
 from series.record import figures, read_record, read_scores, table, write_record
 from series.runtimes import runtime_of
@@ -52,10 +64,13 @@ PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others hav
 IMPORTS = {  # imported by start, so that their remarks stay out of the reader's sight
     "gptq": ("transformers", "optimum.gptq", "gptqmodel"), "awq": ("transformers", "gptqmodel", "vllm"),
     "gguf": ("transformers", "llama_cpp"), "imatrix": ("transformers", "llama_cpp"),
-    "nf4": ("transformers", "bitsandbytes"),
-    "formats": ("transformers", "torchao.quantization", "torchao.prototype.mx_formats"),
-    "original": ("bitsandbytes",),
+    "nf4": ("transformers", "bitsandbytes"), "original": ("bitsandbytes",),
+    "formats": ("transformers", "bitsandbytes", "torchao.quantization", "torchao.prototype.mx_formats"),
 }  # fmt: skip
+# Models with a sliding window that llama.cpp reads whole, since its converter does not write the window into the file.
+READ_WHOLE = ("mistral", "mixtral", "ministral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2")
+SHRINK = ("nf4", "gptq", "gguf", "awq", "imatrix", "formats", "serving")  # all but 16 bits
+PROXIES = [f"{name}_proxy" for name in ("http", "https", "all", "ws", "wss", "ftp")]
 
 
 class Lesson:
@@ -69,6 +84,7 @@ class Lesson:
     """
 
     def __init__(self, row: Technique, namespace: dict[str, Any]) -> None:
+        self._kernel = Kernel(row.notebook, self._explain)
         check_parameters(namespace)
         self.row, self.model, self._namespace = row, namespace.get("MODEL"), namespace
         theirs = row.published.get(self.model) if isinstance(self.model, str) else None
@@ -101,6 +117,9 @@ class Lesson:
             if os.environ.get(name) != value and why:
                 print(f"{name} = {value}: {why}")
             os.environ[name] = value
+        for name in ("no_proxy", "NO_PROXY"):  # a proxy has no way to the servers of this machine
+            own = os.environ.get(name) or os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+            os.environ[name] = ",".join(dict.fromkeys([*(own.split(",") if own else ()), "127.0.0.1", "localhost"]))
         if self.base.is_local and disk_bytes(self.base.source) < 1e9:  # progress bars for what takes longer
             os.environ["TQDM_DISABLE"] = "1"
         folder = tempfile.TemporaryDirectory(prefix="series-", dir=TEMPORARY, ignore_cleanup_errors=True)
@@ -113,6 +132,8 @@ class Lesson:
         self._forget, tempfile.tempdir = forget, folder.name
         os.environ["TMPDIR"] = folder.name
         if self.row.name in SERVED:
+            if len(TEMPORARY) > 50 and os.access("/tmp", os.W_OK):  # a socket's path has at most 107 characters
+                os.environ["VLLM_RPC_BASE_PATH"] = "/tmp"
             sys.path.insert(0, str(PLUGIN))
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
         if self.row.name == "serving":
@@ -134,8 +155,7 @@ class Lesson:
             print("this torch was built for CUDA, and there is no GPU: gptqmodel is told so")
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        for name in ("optimum", "gptqmodel", "accelerate", "torchao"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        errors_alone()
         if "TQDM_DISABLE" in os.environ:  # which Accelerate's own bar does not ask
             bars = importlib.import_module("accelerate.utils.modeling")
             bars.tqdm = functools.partial(importlib.import_module("accelerate.utils.tqdm").tqdm, disable=True)
@@ -158,6 +178,15 @@ class Lesson:
 
     def _decide(self) -> None:
         given, machine = self._namespace, self.machine
+        self.longest = getattr(self.config, "max_position_embeddings", None) or 10**9
+        if self.longest < 128:
+            raise ValueError(
+                f"This model reads {self.longest} tokens at most (max_position_embeddings). The prompt of this series "
+                "and its answer need 128."
+            )
+        for name, most in {"CONTEXT": self.longest, "MAX_NEW_TOKENS": self.longest - 64}.items():
+            if name in given:
+                self._set(name, min(given[name], most), f"this model reads {self.longest:,} tokens at most")
         if given.get("DTYPE") == "bfloat16" and machine.dtype == "float16":
             self._set("DTYPE", "float16", machine.why_dtype.partition(": ")[2])
         if "GROUP_SIZE" in given:
@@ -183,6 +212,26 @@ class Lesson:
         if self.row.name == "gguf" and self.settings["QUANT_TYPE"] in NEED_IMATRIX:
             raise ValueError(f"llama.cpp makes {self.settings['QUANT_TYPE']} with an importance matrix only: "
                              "10_which_file.ipynb makes one.")  # fmt: skip
+        kind, shrinks = self.config.model_type, self.row.name in SHRINK and not self.published
+        if shrinks and (experts := experts_of(self.config)):
+            raise ValueError(
+                f"{kind!r} is a mixture of {experts} experts in a layer. bitsandbytes and torchao leave experts in 16 "
+                "bits, and the bytes of the other formats are not computed here. 01_baseline and 02_sharding run it in "
+                "16 bits."
+            )
+        if shrinks and self.row.name not in ("nf4", "formats") and gate.keeps_a_state(self.config):
+            raise ValueError(
+                f"Some layers of {kind!r} keep a state and no cache of tokens. gptqmodel and llama.cpp fail on such "
+                "models half-way here. 01_baseline and 02_sharding run it in 16 bits; 03_nf4 says whether it does."
+            )
+        window = getattr(self.config, "sliding_window", None) if self._reads_a_window() else None
+        if window and "llama.cpp" in self.row.library and kind in READ_WHOLE:
+            if window < max(self._namespace["CONTEXT"], min(256, self.longest)):
+                way = f"Set CONTEXT to {window}." if window >= 320 else "01 to 04 and 06 run it as it is."
+                raise ValueError(
+                    f"This model reads the last {window:,} tokens (sliding_window), and llama.cpp reads all of them "
+                    f"for {kind!r}: for a longer text it would be another model. {way}"
+                )
         odd = {w.shape[0] for w in model_weights(self.config) if w.role == "linear"}
         if self.row.name == "nf4" and not self.machine.gpus and any(size % 32 for size in odd):
             if importlib.import_module("bitsandbytes").functional.has_avx512bf16():  # where it lays weights out anew
@@ -201,21 +250,24 @@ class Lesson:
             raise ValueError(f"GPUS = {gpus}, and this machine has {len(self.machine.gpus)}; without a GPU it stays 1.")
         if self.published or self.row.name == "serving":
             return
-        kind = self.config.model_type
+        others = "03_nf4, 04_gptq and 05_gguf fold nothing, and say themselves whether they take it."
         known = importlib.import_module("gptqmodel.models.auto").MODEL_MAP.get(kind)
         if "layernorm" not in str(getattr(known, "module_tree", "")):  # the norms that the scales are folded into
-            raise ValueError(f"gptqmodel has no AWQ recipe for {kind!r}; 03, 04 and 05 take this model.")
+            raise ValueError(f"gptqmodel has no AWQ recipe for {kind!r}. {others}")
         feeds = gate.norms_that_feed(self.config)
         folds = {"self_attn.q_proj": "input_layernorm", "mlp.gate_proj": "post_attention_layernorm"}
         for layer, norm in folds.items():
             if feeds.get(layer, norm) != norm:
                 raise ValueError(
                     f"gptqmodel's AWQ folds its scales into {norm}, and in {kind!r} what {layer} reads comes from "
-                    f"{feeds[layer] or 'no norm'}: another function would come out. 03, 04 and 05 take this model."
+                    f"{feeds[layer] or 'no norm'}: another function would come out. {others}"
                 )
         if any(size % 64 for size in odd):
             wrong = sorted(size for size in odd if size % 64)
             raise ValueError(f"gptqmodel's AWQ wants layers with a multiple of 64 outputs, and here some have {wrong}.")
+
+    def _reads_a_window(self) -> bool:
+        return getattr(self.config, "use_sliding_window", True) is not False
 
     def _preflight(self) -> fits.Fit:
         given, row = self._namespace, self.row
@@ -224,6 +276,8 @@ class Lesson:
             more |= {"group_size": given["GROUP_SIZE"], "bits": given.get("BITS", 4)}
         if row.name == "imatrix":
             more["imatrix"] = True
+        if given.get("DTYPE") == "float32":
+            more["whole"] = 4
         if row.name in SERVED:
             more |= {"gpus": given.get("GPUS", 1), "overhead": OVERHEAD if self.machine.gpus else OVERHEAD_VLLM_CPU}
         where = row.where
@@ -244,8 +298,15 @@ class Lesson:
         name = folder_name(row, self.base, self.versions, self.settings, self._namespace.get("DTYPE"))
         self.folder, self._lock = hold(name)
         self.path = str(self.folder / self.base.label)
+        if row.name in SERVED and re.search(r"[][*?]", self.path):
+            raise ValueError(f"vLLM takes brackets, * and ? in a path for a pattern, and finds nothing in {self.path}. "
+                             "Set QUANT_ARTIFACTS to a folder whose path has none of them.")  # fmt: skip
         for said in prepare(self.base.fetch(), pathlib.Path(self.path)):
             print(said)
+        if row.name == "serving":  # what it talks to from here on is this machine
+            for name in PROXIES:
+                os.environ.pop(name, None), os.environ.pop(name.upper(), None)
+        self._require_numbers()
         if row.name == "awq":
             (self.folder / "vllm.log").unlink(missing_ok=True)
             os.environ["SERIES_VLLM_LOG"] = str(self.folder / "vllm.log")
@@ -256,8 +317,10 @@ class Lesson:
                 found = next(found.rglob(self.published.patterns[0]))
             self.made.unlink(missing_ok=True)
             self.made.symlink_to(found)
-        elif row.makes and not self.made.exists():
-            require_disk(self.fit.weights + (weight_bytes(self.config) if row.library == "llama.cpp" else 0))
+        elif row.makes:
+            self._kernel.hold_to_the_recipe(self.folder, self.made, pathlib.Path(self.path))
+            if not self.made.exists():
+                require_disk(self._needs_of_the_disk())
         self.texts: list[str] = []
         if row.calibrates:
             from transformers import AutoTokenizer
@@ -266,6 +329,47 @@ class Lesson:
             self.texts = calibration_texts(count, kind, AutoTokenizer.from_pretrained(self.path), self.model)
             self._set("CALIBRATION_TEXTS", len(self.texts), "as many documents as there are")
         self.converter = str(llama_cpp_converter()) if row.library == "llama.cpp" and not self.published else ""
+
+    def _needs_of_the_disk(self) -> int:
+        """Bytes that the recipe writes: for llama.cpp the 16-bit file as well."""
+        return self.fit.weights + (weight_bytes(self.config) if self.row.library == "llama.cpp" else 0)
+
+    def _require_numbers(self) -> None:
+        """Refuse weights that are no numbers, and activations that float16 does not hold, before anything is made."""
+        dtype, folder = self._namespace.get("DTYPE"), pathlib.Path(self.path)
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        if tied and not settings.get("tie_word_embeddings", True):  # the files hold a head of their own
+            self.config.tie_word_embeddings = False
+            self.fit = self._preflight()
+        if not any(folder.glob("*.safetensors")) or self.row.name == "original":
+            return
+
+        def look() -> None:
+            gate.require_numbers(folder, dtype)
+            if dtype == "float16" and fits.fit_on(self.machine, self.config, "16-bit", where="spread").fits:
+                kinds = importlib.import_module("transformers")
+                with quiet():
+                    tokenizer = kinds.AutoTokenizer.from_pretrained(folder)
+                    wide = "float16" if self.machine.gpus else "bfloat16"  # which shows it, as it is or by its range
+                    model = kinds.AutoModelForCausalLM.from_pretrained(folder, dtype=wide, device_map="auto")
+                    ids = tokenizer.encode(render_prompt(tokenizer), add_special_tokens=False)
+                    where = gate.beyond_float16(model, ids)
+                if where:
+                    raise ValueError(no_numbers("float16", where))
+
+        remembered(f"{self.base.identity} {dtype == 'float16'}", look)
+
+    def _explain(self, error: BaseException) -> str | None:
+        """One sentence for what a library has raised, where the cause is known."""
+        if not hasattr(self, "fit"):
+            return None
+        if "probability tensor contains" in str(error):
+            return no_numbers(self._namespace.get("DTYPE"))
+        return (
+            no_room(error, artifacts_folder(), self._needs_of_the_disk()) or of_a_program(error)
+            or of_vllm(error, self.folder / "vllm.log") or of_the_gpu(error)
+        )  # fmt: skip
 
     @property
     def made(self) -> pathlib.Path:
@@ -276,7 +380,7 @@ class Lesson:
 
     def windows(self, tokenizer: Any) -> list[list[int]]:
         """The held-out text as lists of token ids: the same ones in every notebook."""
-        return held_out_windows(tokenizer, self.model)
+        return held_out_windows(tokenizer, self.model, longest=self.longest)
 
     def scores(self, model: Any) -> list[Any]:
         """For each window of the held-out text its log-probabilities, [positions, vocabulary], in float32.
@@ -335,10 +439,12 @@ class Lesson:
                 subprocess.run(done, check=True, capture_output=True)
             with contextlib.suppress(FileNotFoundError, ValueError):
                 record = read_record(row.record_name(settings), self.model)
+                if record["made_from"] != made_from(steps(row.notebook), self.model):
+                    continue
                 name = folder_name(row, self.base, record["versions"], settings, given.get("DTYPE"))
                 for folder in sorted(artifacts_folder().glob(f"{name}*")):
                     made = folder / (self.base.label + row.makes.format(**settings))
-                    if made.exists() and record["identity"] == self.base.identity:
+                    if made.exists() and record["identity"] == self.base.identity and _is_of(row.notebook, folder):
                         return made, record
         raise RuntimeError(f"{row.notebook} ran, and what it should have made is not there.")
 
@@ -382,6 +488,9 @@ class Lesson:
         prompt = tokenizer.encode(render_prompt(tokenizer), add_special_tokens=False)
         self._same_prompt(model, prompt)
         scores = runtime.scores(windows)
+        used = [rows[: len(ids) - 1] for rows, ids in zip(scores, windows, strict=True)]
+        if any(bool((rows != rows).any()) for rows in used):  # NaN alone differs from itself
+            raise RuntimeError(no_numbers(self._namespace.get("DTYPE")))
         self._require_close(windows, scores, tokenizer)
         if "choices" in questions[0]:
             answers = choose(runtime, tokenizer, questions)
@@ -394,6 +503,7 @@ class Lesson:
             windows, scores, name=self.row.record_name(self._asked), technique=self.row.name,
             library=self.row.library, model=self.model, identity=self.base.identity,
             revision=(self.published or self.base).revision or "local",
+            made_from=made_from(self._kernel.recipe(), self.model),
             asked={"MAX_NEW_TOKENS": self._namespace["MAX_NEW_TOKENS"], **self._asked}, settings=self.settings,
             versions=self.versions,
             layer=kind, layers={"quantized": quantized, "in 16 bits": whole - quantized},
@@ -439,7 +549,7 @@ class Lesson:
 
     def _wikitext(self, runtime: Any, tokenizer: Any) -> float:
         """Perplexity on WikiText-2, with a line of progress now and then."""
-        windows = windows_of(tokenizer, wikitext(), WIKITEXT_WINDOW, begin=False)
+        windows = windows_of(tokenizer, wikitext(), min(WIKITEXT_WINDOW, self.longest), begin=False)
         found: list[float] = []
         for number, ids in enumerate(windows):
             found += runtime.token_scores([ids])[0]
@@ -478,6 +588,14 @@ def folder_name(
     facts = {name: version for name, version in versions.items() if name not in ("python", "device")}
     decides = {name: value for name, value in settings.items() if name in row.settings and name != "QUANT_TYPE"}
     return f"{row.name}-{base.label}-{key_of([base.identity, facts, decides, dtype])}"
+
+
+def _is_of(notebook: str, folder: pathlib.Path) -> bool:
+    """Whether what lies in a folder was made by the notebook as it is, from the first of its cells to the last."""
+    wanted = made_by_steps(notebook)
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / MAKER).read_text(encoding="utf-8")) == wanted
+    return not wanted
 
 
 def measure_speed(generate: Any) -> tuple[list[int], float]:

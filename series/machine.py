@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import resource
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +170,64 @@ def no_gpu_is_none() -> bool:
     return True
 
 
+PROC, CGROUPS = pathlib.Path("/proc/self"), pathlib.Path("/sys/fs/cgroup")
+UNLIMITED = 2**60  # control groups of version 1 say 'no limit' with a number of that kind
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of memory in all, and those that are free for this process.
+
+    The smallest of what the machine, the control groups that the process is in (as in a container) and its own limits
+    allow: the kernel ends a process that takes more, whatever the machine has.
+    """
+    import psutil
+
+    machine, this = psutil.virtual_memory(), psutil.Process().memory_info()
+    total, free = [machine.total], [machine.available]
+    for limit, used in _group_limits():
+        total.append(limit)
+        free.append(limit - used)
+    for kind, used in ((resource.RLIMIT_AS, this.vms), (resource.RLIMIT_DATA, getattr(this, "data", this.rss))):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            total.append(limit)
+            free.append(limit - used)
+    return min(total), max(0, min(free))
+
+
+def _group_limits() -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of each control group that this process is in, of version 1 and of version 2."""
+    try:
+        lines = (PROC / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, limit, used = CGROUPS, "memory.max", "memory.current"
+        if controllers:  # version 1
+            root, limit, used = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        own = root / path.strip("/")
+        # In a container the path may be that of the host, which is not there: its own group is then the root.
+        for group in [own, *own.parents] if own.is_dir() else [root]:
+            if not group.is_relative_to(root):
+                break
+            with contextlib.suppress(OSError, ValueError):  # no such file in the root; 'max'
+                most = int((group / limit).read_text())
+                if most < UNLIMITED:
+                    yield most, int((group / used).read_text()) - _reclaimable(group)
+
+
+def _reclaimable(group: pathlib.Path) -> int:
+    """Bytes of files that the kernel keeps in memory for this group, and gives up when memory is needed."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = (group / "memory.stat").read_text().splitlines()
+        found = dict(line.split() for line in lines)
+        return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+    return 0
+
+
 def this_machine() -> Machine:
     """The facts of the machine that this runs on."""
     import psutil
@@ -181,12 +242,12 @@ def this_machine() -> Machine:
         free, total = torch.cuda.mem_get_info(index)
         capability = torch.cuda.get_device_capability(index)
         gpus.append(Gpu(torch.cuda.get_device_name(index), capability, total, free))
-    memory = psutil.virtual_memory()
+    total, free = memory()
     return Machine(
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         width=torch.backends.cpu.get_cpu_capability(),
-        total=memory.total,
-        free=memory.available,
+        total=total,
+        free=free,
         disk=min(shutil.disk_usage(place).free for place in (artifacts_folder(), cache)),
         gpus=tuple(gpus),
     )

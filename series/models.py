@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,15 +13,15 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
-from series.artifacts import ROOT, content_of, key_of
+from series.artifacts import TINY, content_of, key_of
 from series.techniques import ZEPHYR, Published
 
-TINY = ROOT / "models" / "tiny-zephyr"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a real model of 135 million parameters, 270 MB
 MODELS = {"tiny": str(TINY), "small": SMOLLM2, "zephyr": ZEPHYR}
 REVISIONS = {ZEPHYR: "892b3d7a7b1cf10c7a701c60881cd93df615734c", SMOLLM2: "12fd25f77366fa6b3b4b768ec3050bf629380bac"}
 SMALL = ["*.json", "*.jinja", "tokenizer.model"]  # all of a model but its weights
 WEIGHTS = ["model*.safetensors"]  # what transformers reads: some publish the same weights once more, under another name
+OF_2023 = importlib.util.find_spec("auto_gptq") is not None  # in the environment of 08, with transformers 4.45
 ADVICE = "Use MODEL = 'tiny', which needs no network, or a folder that you have downloaded."
 
 
@@ -46,8 +47,9 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """A short name, fit for a file name."""
-        return pathlib.Path(self.source).resolve().name if self.is_local else self.source.rpartition("/")[2]
+        """A short name, fit for a file name, also where vLLM reads it: it takes brackets for a pattern."""
+        name = pathlib.Path(self.source).resolve().name if self.is_local else self.source.rpartition("/")[2]
+        return re.sub(r"[][*?]", "-", name)
 
     @property
     def identity(self) -> str:
@@ -93,6 +95,9 @@ def find(name: str, weights: bool = True) -> Checkpoint:
         patterns = (*SMALL, *WEIGHTS) if weights else (*SMALL,)
         return on_hub(Checkpoint(name, REVISIONS.get(name, "main"), patterns))
     close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
+    pasted = re.match(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)|([\w.-]+/[\w.-]+)[@:/]", name)
+    if pasted:
+        close = [pasted[1] or pasted[2]]
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
         f"MODEL = {name!r} is not known.{hint} Use one of {', '.join(map(repr, MODELS))}, "
@@ -114,6 +119,12 @@ def require_model_folder(folder: pathlib.Path) -> None:
         where = "" if folder.is_absolute() else f" (looked for in {pathlib.Path.cwd()})"
         raise ValueError(f"There is no folder {str(folder)!r}{where}. Check the path in MODEL.")
     config = folder / "config.json"
+    if not config.is_file() and (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "another model")
+        raise ValueError(
+            f"The folder {str(folder)!r} holds an adapter to {base}, and no whole model. Merge it into that model "
+            "(PEFT's merge_and_unload), save the result, and give its folder."
+        )
     if not config.is_file():
         raise ValueError(f"The folder {str(folder)!r} holds no model: config.json is missing.")
     read_json(config)
@@ -174,7 +185,6 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 def on_hub(checkpoint: Checkpoint) -> Checkpoint:
     """With its commit and the bytes to fetch; fails within seconds, in one sentence, when it cannot be had."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     wanted = dict(repo_id=checkpoint.source, allow_patterns=[*checkpoint.patterns])
     here, nowhere = None, f"neither a folder in {pathlib.Path.cwd()} nor in the hub's cache here"
@@ -188,14 +198,8 @@ def on_hub(checkpoint: Checkpoint) -> Checkpoint:
         commit = HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5).sha
         files = snapshot_download(revision=commit, dry_run=True, **wanted)
         snapshot_download(checkpoint.source, revision=commit, allow_patterns=SMALL)
-    except GatedRepoError:
-        raise ConnectionError(f"{checkpoint.source} asks for a login: accept its terms on the hub first.") from None
-    except RepositoryNotFoundError:
-        raise ValueError(f"The hub knows no model {checkpoint.source!r}. Check the spelling in MODEL.") from None
     except Exception as error:
-        raise ConnectionError(
-            f"{checkpoint.source} is {nowhere}, and the hub cannot be reached ({type(error).__name__}). {ADVICE}"
-        ) from None
+        raise _refused(error, checkpoint, nowhere) from None
     heavy = set(checkpoint.patterns) - set(SMALL)
     if heavy and not any(pathlib.PurePath(f.filename).match(pattern) for f in files for pattern in heavy):
         raise ValueError(
@@ -203,6 +207,45 @@ def on_hub(checkpoint: Checkpoint) -> Checkpoint:
         )
     download = sum(file.file_size or 0 for file in files if file.will_download)
     return replace(checkpoint, revision=commit, download=download)
+
+
+def _refused(error: Exception, checkpoint: Checkpoint, nowhere: str) -> Exception:
+    """Why the hub did not give a model, with its own words where it has answered."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    source, response = checkpoint.source, getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    said = str((getattr(response, "headers", None) or {}).get("X-Error-Message", "")).strip()
+    words = f" The hub said: {status}{f', {said}' if said else ''}." if status else ""
+    has_token = "a token is set (HF_TOKEN, or 'hf auth login')" if _has_token() else "no token is set"
+    if isinstance(error, GatedRepoError):
+        return ConnectionError(
+            f"{source} asks for a login: accept its terms on the hub first, and log in ('hf auth login'); "
+            f"{has_token}.{words}"
+        )
+    if status in (401, 403) and _has_token() and not isinstance(error, RepositoryNotFoundError):
+        return ConnectionError(
+            f"The hub did not accept your token for {source}: it has expired, or is misspelt. Log in again ('hf auth "
+            f"login'), or unset HF_TOKEN: a public model needs none.{words}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ValueError(f"{source} has no revision {checkpoint.revision!r}.{words}")
+    if isinstance(error, RepositoryNotFoundError):
+        return ValueError(
+            f"The hub knows no model {source!r}, or does not show it to you: check the spelling in MODEL. A private "
+            f"one needs a login ('hf auth login'); {has_token}.{words}"
+        )
+    if isinstance(error, HfHubHTTPError) and status:
+        wait = " Wait some minutes, or log in ('hf auth login')." if status == 429 else ""
+        return ConnectionError(f"{source} is {nowhere}, and the hub does not give it.{words}{wait} {ADVICE}")
+    why = type(error).__name__ + (f": {str(error).strip()[:150]}" if isinstance(error, ImportError) else "")
+    return ConnectionError(f"{source} is {nowhere}, and the hub cannot be reached ({why}). {ADVICE}")
+
+
+def _has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return bool(get_token())
 
 
 def is_whole(folder: pathlib.Path, checkpoint: Checkpoint) -> bool:
@@ -229,16 +272,22 @@ def prepare(source: pathlib.Path, target: pathlib.Path) -> list[str]:
     """Make ``target`` a folder of links to a model's files; return what was changed for this series, in sentences.
 
     Decoding is the same for all runtimes: the checkpoint's own sampling, penalties and beams are left out of
-    ``generation_config.json``. The chat template is one that takes the series' conversation.
+    ``generation_config.json``. The chat template is one that takes the series' conversation. What a training left in
+    ``config.json``, and an adapter that lies beside the model, change nothing.
     """
     target.mkdir(exist_ok=True)
     for old in target.iterdir():
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     weights = {*weight_files(source)} if any(source.glob("*.safetensors")) else set()  # none for a published checkpoint
+    whole = any(file.name == "model.safetensors" for file in weights)  # then an index beside it is of another day
+    said = []
     for file in source.iterdir():
-        if file.is_file() and file.suffix in (".json", ".model", ".jinja", ".txt") or file in weights:
-            (target / file.name).symlink_to(file.resolve())
-    return [*_without_code(target), *_greedy(target), *_template(target)]
+        if file.name.startswith("adapter_"):
+            said = ["an adapter lies beside this model: it is left out (PEFT's merge_and_unload would put it in)"]
+        elif file.is_file() and file.suffix in (".json", ".model", ".jinja", ".txt") or file in weights:
+            if not (whole and file.name.endswith(".index.json")):
+                (target / file.name).symlink_to(file.resolve())
+    return [*said, *_config(target), *_head(target, weights), *_greedy(target), *_tokenizer(target), *_template(target)]
 
 
 def _rewrite(file: pathlib.Path, content: dict[str, Any]) -> None:
@@ -246,15 +295,75 @@ def _rewrite(file: pathlib.Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def _without_code(folder: pathlib.Path) -> list[str]:
-    """No library is to find the names of Python files; transformers knows the type itself, or the gate said no."""
-    found = False
-    for file in (folder / "config.json", folder / "tokenizer_config.json"):
-        settings = read_json(file) if file.exists() else {}
-        if settings.pop("auto_map", None):
-            found = True
-            _rewrite(file, settings)
-    return ["this model brings code of its own, which is left out: transformers knows its type"] if found else []
+def usable(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A ``config.json`` as this series reads it, and what was changed, in sentences."""
+    found, said = dict(settings), []
+    if found.pop("auto_map", None):  # no library is to find the names of Python files
+        said.append("this model brings code of its own, which is left out: transformers knows its type")
+    for name in ("attn_implementation", "_attn_implementation"):
+        if wanted := found.pop(name, None):
+            module = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(wanted)
+            if wanted in ("eager", "sdpa") or module and importlib.util.find_spec(module):
+                found[name] = wanted
+            else:
+                said.append(f"config.json asks for {wanted}, which is not installed: transformers' own choice is taken")
+    if found.get("use_cache") is False:
+        found["use_cache"] = True
+        said.append("config.json switches the cache off, as trainings do (use_cache); it is on here")
+    rope = found.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope and "rope_theta" not in found:  # where libraries of 2023 look
+        found["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            found["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+    return found, said
+
+
+def _config(folder: pathlib.Path) -> list[str]:
+    file = folder / "config.json"
+    settings = read_json(file)
+    found, said = usable(settings)
+    if found != settings and (said or OF_2023):
+        _rewrite(file, found if OF_2023 else {n: v for n, v in found.items() if n in settings})
+    return said
+
+
+def _head(folder: pathlib.Path, weights: set[pathlib.Path]) -> list[str]:
+    """Where config.json says that the head is the embedding, and the files hold another: one reading for all "
+    "runtimes."""
+    settings = read_json(folder / "config.json")
+    if settings.get("tie_word_embeddings", False) is not True or not weights:
+        return []
+    import numpy as np
+    from safetensors import safe_open
+
+    rows: dict[str, Any] = {}
+    for file in weights:
+        with safe_open(file, framework="pt") as opened:  # NumPy knows no bfloat16
+            for name in opened.keys():
+                if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                    rows[name.rpartition(".weight")[0].rpartition(".")[2]] = opened.get_tensor(name)
+    if len(rows) < 2 or np.array_equal(*(tensor.float().numpy() for tensor in rows.values())):
+        return []
+    _rewrite(folder / "config.json", settings | {"tie_word_embeddings": False})
+    return [
+        "config.json says that the head is the embedding (tie_word_embeddings), and the files hold another head: that "
+        "of the files is taken, as transformers does, by every runtime"
+    ]
+
+
+def _tokenizer(folder: pathlib.Path) -> list[str]:
+    """A tokenizer that transformers 5 has saved, for transformers 4; and none that names Python files."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file) if file.exists() else {}
+    found = {name: value for name, value in settings.items() if name != "auto_map"}
+    if OF_2023:
+        if found.get("tokenizer_class") == "TokenizersBackend":
+            found["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(found.get("extra_special_tokens"), list):  # a dictionary there
+            found["additional_special_tokens"] = found.pop("extra_special_tokens")
+    if found != settings:
+        _rewrite(file, found)
+    return []
 
 
 def _greedy(folder: pathlib.Path) -> list[str]:
@@ -265,9 +374,13 @@ def _greedy(folder: pathlib.Path) -> list[str]:
     neutral = ("_from_model_config", "transformers_version", "use_cache", "cache_implementation")
     kept = {name: value for name, value in settings.items() if name.endswith("_token_id") or name in neutral}
     dropped = ", ".join(sorted(name for name in settings.keys() - kept.keys() if settings[name] not in (None, False)))
-    if not dropped:
+    if kept.get("use_cache") is False:
+        kept["use_cache"] = True
+    elif not dropped:
         return []
     _rewrite(file, kept)
+    if not dropped:
+        return ["generation_config.json switches the cache off, as trainings do (use_cache); it is on here"]
     return [f"decoding is greedy in every runtime; this model's own settings are left out: {dropped}"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from series.artifacts import artifacts_folder, digest_of, replace_file
 from series.console import device_name
-from series.notebooks import default_parameters, made_from
+from series.notebooks import default_parameters, made_from, steps
 from series.quality import distance, perplexity, right_answers
 from series.techniques import TECHNIQUES
 from series.texts import exam_questions
@@ -25,6 +25,7 @@ FIELDS = {
     "model": str,  # the value of MODEL
     "identity": str,  # of the model's files, or its repository and commit
     "revision": str,  # the hub's commit, or 'local'
+    "made_from": str,  # a digest of the recipe as it ran, the series' own code and the texts
     "asked": dict,  # the parameters that decide the result, such as {'BITS': 4}, as the notebook had them
     "settings": dict,  # and as they were after 'start', which may have to change them for a model
     "versions": dict,  # package -> version, and the device
@@ -40,7 +41,10 @@ FIELDS = {
     "exam_answers": list,  # the answers to the questions of the model's exam
     "wikitext": (float, type(None)),  # perplexity on WikiText-2, where it was asked for
 }
-DERIVED = ("made_from", "tokens_scored", "perplexity", "right_answers", "scores_digest", "digest")  # by write_record
+DERIVED = ("tokens_scored", "perplexity", "right_answers", "scores_digest", "digest")  # by write_record
+
+
+REAL = 10**9  # bytes: the speed of a smaller model is that of Python and of chance, and is not shown
 
 
 def record_path(name: str, model: str = "tiny") -> pathlib.Path:
@@ -75,7 +79,6 @@ def write_record(windows: list[list[int]], scores: list[Any], **fields: Any) -> 
     questions = exam_questions(fields["model"])
     record = {
         **fields,
-        "made_from": made_from(TECHNIQUES[fields["technique"]].notebook, fields["model"]),
         "tokens_scored": sum(len(ids) - 1 for ids in windows),
         "perplexity": perplexity(windows, scores),
         "right_answers": right_answers(questions, fields["exam_answers"]),
@@ -150,14 +153,15 @@ def read_scores(record: dict[str, Any]) -> tuple[Any, Any]:
 def why_stale(record: dict[str, Any], parameters: dict[str, Any] | None = None, identity: str = "") -> str | None:
     """Why a record is not one of these ``parameters`` (else the notebook's own) on today's state, or None.
 
-    A record is stale when the notebook's recipe or what measures it has changed since (but for comments and prose),
-    the model's files or a library's version, or when it was made on another device.
+    A record is stale when the recipe as it ran is not the notebook's of today, when the series' own code has changed
+    since (but for comments and what only draws), the model's files, the texts or a library's version, or when it was
+    made on another device.
     """
     if record.keys() != FIELDS.keys() | set(DERIVED):
         return "it was written by another version of this series"
     notebook = TECHNIQUES[record["technique"]].notebook
-    if record["made_from"] != made_from(notebook, record["model"]):
-        return "the notebook's recipe, or what measures it, has changed since"
+    if record["made_from"] != made_from(steps(notebook), record["model"]):
+        return "it was made by another recipe, or by another version of this series' code"
     if identity and record["identity"] != identity:
         return "the model's files have changed since"
     wanted = default_parameters(notebook) | (parameters or {})
@@ -207,6 +211,7 @@ def table(rows: dict[str, dict[str, Any]], digits: int = 3) -> Any:
         return f"{value:.1%} ± {100 * (value * (1 - value) / count) ** 0.5:.1f}"
 
     wikitext = any(row.get("wikitext") for row in rows.values())
+    large = any(r["predicted_bytes"] >= REAL for r in rows.values())
     shown = {
         name: {
             "run by": r["library"],
@@ -217,7 +222,7 @@ def table(rows: dict[str, dict[str, Any]], digits: int = 3) -> Any:
             else f"{r['kl_divergence']:.4f} ± {r['standard_error']:.4f}",
             **({"WikiText-2": f"{r['wikitext']:.2f}" if r.get("wikitext") else "-"} if wikitext else {}),
             "right answers": share(r["right_answers"]),
-            "tokens/s": f"{r['tokens_per_second']:,.0f}",
+            **({"tokens/s": f"{r['tokens_per_second']:,.1f}"} if large else {}),
         }
         for name, r in rows.items()
     }  # fmt: skip

@@ -14,8 +14,7 @@ import re
 from typing import Any
 
 from helpers.prompt import MESSAGES, render_prompt
-from series.artifacts import ROOT
-from series.models import TINY
+from series.artifacts import ROOT, TINY
 
 ENGLISH = ROOT / "texts"
 WINDOW_SCORES = 2**24  # log-probabilities of one window, at most: a larger vocabulary gets shorter windows
@@ -88,13 +87,13 @@ def exam_prompts(tokenizer: Any, questions: list[dict[str, Any]]) -> list[list[i
 
 
 def held_out_windows(
-    tokenizer: Any, model: str = "tiny", count: int = 16, length: int | None = None
+    tokenizer: Any, model: str = "tiny", count: int = 16, length: int | None = None, longest: int = 256
 ) -> list[list[int]]:
     """The held-out text as ``count`` lists of ``length`` token ids, each begun by the beginning-of-sequence id.
 
     `tiny`'s text is its exam's questions with their right answers, as one long chat in its template. The others get
-    the English part to measure on. A window has 256 tokens; with a very large vocabulary 128 or 64, since the
-    log-probabilities of all tokens are kept for each place.
+    the English part to measure on. A window has 256 tokens, or as many as the model reads (``longest``); with a very
+    large vocabulary 128 or 64, since the log-probabilities of all tokens are kept for each place.
 
     Raises:
         ValueError: the text is too short for that many windows.
@@ -107,7 +106,7 @@ def held_out_windows(
     else:
         text = "\n\n".join(documents("measure.txt"))
     if length is None:
-        length = next((n for n in (256, 128) if n * len(tokenizer) <= WINDOW_SCORES), 64)
+        length = min(longest, next((n for n in (256, 128) if n * len(tokenizer) <= WINDOW_SCORES), 64))
     return windows_of(tokenizer, text, length, count)
 
 

@@ -39,10 +39,21 @@ SHAPES: dict[str, dict[str, Any]] = {
                    sliding_window=64),
     "gemma3_text": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
                         head_dim=64, sliding_window=64, num_hidden_layers=7),
+    "mistral": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2),
+    # refused, each for a reason of its own
+    "qwen2_moe": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
+                      num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128,
+                      shared_expert_intermediate_size=256),
+    "qwen3_5_text": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
+                         head_dim=64, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32,
+                         linear_value_head_dim=32, layer_types=["linear_attention", "full_attention"]),
+    "gemma4_text": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
+                        head_dim=64),
 }  # fmt: skip
 # A tokenizer of 152,000 tokens takes long to score: only where llama.cpp wants one of the kind.
 BYTE_LEVEL, NO_SYSTEM = ("qwen2", "olmo2"), ("gemma", "gemma2", "gemma3_text")
-TEMPLATE = {"qwen3": "phi3", "olmo2": "qwen2", "gemma2": "gemma", "gemma3_text": "gemma"}  # in whose manner
+TEMPLATE = {kind: "phi3" for kind in ("mistral", "qwen2_moe", "qwen3_5_text", "gemma4_text")} | {
+    "qwen3": "phi3", "olmo2": "qwen2", "gemma2": "gemma", "gemma3_text": "gemma"}  # in whose manner
 
 
 def byte_level_tokenizer() -> Any:

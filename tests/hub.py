@@ -17,12 +17,15 @@ from execution import ROOT
 
 
 @contextlib.contextmanager
-def serve(*folders: pathlib.Path, gated: bool = False) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+def serve(
+    *folders: pathlib.Path, gated: bool = False, refuses: tuple[int, dict[str, str]] | None = None
+) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """The hub's address, and a list that grows by each file's name and the bytes of it that were sent.
 
     Args:
         folders: each is served as the model some/NAME, by its own name.
         gated: the listing is public, and the files answer 401, as before a model's terms are accepted.
+        refuses: status and headers of every answer.
     """
     sent: list[tuple[str, int]] = []
     listings, trees = {}, {}
@@ -37,6 +40,11 @@ def serve(*folders: pathlib.Path, gated: bool = False) -> Iterator[tuple[str, li
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if refuses:
+                self.send_response(refuses[0])
+                for key, value in {**refuses[1], "Content-Length": "0"}.items():
+                    self.send_header(key, value)
+                return self.end_headers()
             path = self.path.partition("?")[0]
             model, name = path.partition("some/")[2].partition("/")[0], path.rpartition("/")[2]
             if model not in by_name:
@@ -88,10 +96,10 @@ for code in sys.argv[1:]:
 """
 
 
-def ask(address: str, cache: pathlib.Path, *codes: str) -> list[str]:
+def ask(address: str, cache: pathlib.Path, *codes: str, **more: str) -> list[str]:
     """Run ``codes`` in a process that takes ``address`` for the hub; the line that each prints, or its error's last."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}  # no cache of others
-    env |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    env |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"} | more
     done = subprocess.run([sys.executable, "-c", ASK, *codes], cwd=ROOT, env=env, capture_output=True, text=True)
     said = done.stdout.strip().splitlines()
     assert len(said) == len(codes), (said, done.stderr)

@@ -1,11 +1,13 @@
 """What is made, under attack: a kernel that is killed beside another, files that change, a disk that is full."""
 
+import hashlib
 import os
 import pathlib
 import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -95,3 +97,52 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("record.json", b"old")]
+
+
+MAKER = """
+import sys
+from series import start
+from series.notebooks import default_parameters, makes, steps
+technique, notebook = sys.argv[1:]
+names = default_parameters(notebook)
+lesson = start(technique, names)
+names |= {"path": lesson.path, "texts": lesson.texts, "converter": lesson.converter}
+print("begun", flush=True)
+for source in steps(notebook):
+    exec(source, names)
+    if lesson.made.exists():
+        break
+print(lesson.made, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("technique", "notebook"), [
+    ("gptq", "04_gptq"), ("gguf", "05_gguf"), ("awq", "06_awq"), ("imatrix", "10_which_file"),
+    ("formats", "11_newer_formats"),
+])
+def test_a_kernel_that_is_killed_while_it_makes_something_leaves_nothing_that_is_taken_for_whole(
+    technique, notebook, tmp_path
+):
+    """Killed three times in its work, it makes what an undisturbed one makes, to the byte."""
+
+    def begin(folder):
+        env = os.environ | {"QUANT_ARTIFACTS": str(tmp_path / folder), "PYTHONPATH": str(artifacts.ROOT)}
+        command = [sys.executable, "-c", MAKER, technique, notebook]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def whole(folder):
+        said = begin(folder).communicate()[0].splitlines()
+        made = pathlib.Path(said[-1])
+        assert not list(made.parent.glob("*.part"))
+        files = [made] if made.is_file() else sorted(made.glob("*.safetensors"))
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+    for seconds in (0.3, 1.5, 4):
+        with begin("killed") as maker:
+            while maker.stdout.readline() != "begun\n":
+                assert maker.poll() is None
+            time.sleep(seconds)
+            print(f"killed after {seconds} s of work, and had not ended: {maker.poll() is None}")
+            maker.kill()
+    assert whole("killed") == whole("undisturbed") != []

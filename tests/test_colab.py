@@ -17,7 +17,6 @@ import venv
 
 import pytest
 from nbclient.exceptions import CellExecutionError
-from uv import find_uv_bin
 
 from execution import ROOT
 
@@ -158,6 +157,8 @@ def test_an_image_without_torch_gets_the_cpu_build(bare, tmp_path):
 @pytest.mark.parametrize("works", [True, False], ids=["with uv", "uv fails"])
 def test_a_replaced_package_asks_for_a_restart(bare, tmp_path, works):
     """sentencepiece in an older version, imported, and then wanted in the pinned one."""
+    from uv import find_uv_bin
+
     (tmp_path / "uv").symlink_to(find_uv_bin() if works else "/bin/false")
     env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     older = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "sentencepiece==0.2.1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -101,6 +102,131 @@ def test_only_what_transformers_reads_is_linked(folder):
     assert [file.name for file in path.glob("*.safetensors")] == ["model.safetensors"]
 
 
+def test_an_index_beside_a_merged_file_is_of_another_day(folder):
+    names = {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}
+    edit(folder / "model.safetensors.index.json", weight_map=names)
+    _, path = prepared(folder)
+    assert not list(path.glob("*.index.json")) and AutoModelForCausalLM.from_pretrained(path)
+
+
+def test_what_a_training_left_in_config_json_changes_nothing(folder):
+    edit(folder / "config.json", use_cache=False, attn_implementation="flash_attention_2")
+    edit(folder / "generation_config.json", use_cache=False)
+    said, path = prepared(folder)
+    assert "flash_attention_2, which is not installed" in said[0] and "the cache off" in said[1] and len(said) == 3
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert model.config.use_cache and model.generation_config.use_cache and model.config._attn_implementation == "sdpa"
+
+
+def test_an_adapter_beside_the_model_is_left_out_and_named(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    said, path = prepared(folder)
+    assert "an adapter lies beside this model" in said[0] and not list(path.glob("adapter*"))
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds an adapter to some/base, and no whole model. Merge it"):
+        find(str(folder))
+
+
+def test_a_tied_head_of_its_own_is_read_alike_by_all(tmp_path):
+    """config.json says that there is none, and the file has one: transformers takes it, and so do the others."""
+    folder = make_model("llama", tmp_path / "model", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    same = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(same, folder / "model.safetensors", metadata={"format": "pt"})
+    assert prepared(folder)[0] == []
+    head = torch.randn(tensors["model.embed_tokens.weight"].shape, generator=torch.Generator().manual_seed(0))
+    other = tensors | {"lm_head.weight": head.bfloat16()}
+    save_file(other, folder / "model.safetensors", metadata={"format": "pt"})
+    said, path = prepared(folder)
+    assert "the files hold another head" in said[0]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    assert torch.equal(model.lm_head.weight, head.bfloat16()) and not model.config.tie_word_embeddings
+
+
+def test_a_name_that_vllm_takes_for_a_pattern_is_no_name_of_a_folder(folder):
+    assert find(str(folder.rename(folder.with_name("model[v1]*?")))).label == "model-v1---"
+
+
+def begun(technique, notebook, folder, **given):
+    lesson = start(technique, default_parameters(notebook) | {"MODEL": str(folder)} | given)
+    lesson.close()
+    return lesson
+
+
+def test_weights_that_are_no_numbers_are_refused_before_anything_is_made(folder, artifacts):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="1 of the .* weights in 'model.layers.0.mlp.up_proj.weight' is no number"):
+            begun("baseline", "01_baseline", folder)
+
+
+def test_activations_beyond_float16_are_told_with_their_place(folder, artifacts):
+    """As on a T4, which has no other 16-bit type."""
+    begun("baseline", "01_baseline", folder, DTYPE="float16")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 3e5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    begun("baseline", "01_baseline", folder)
+    with pytest.raises(ValueError, match=r"float16's range.*\(first in model.layers.0.mlp.down_proj\).*Set DTYPE"):
+        begun("baseline", "01_baseline", folder, DTYPE="float16")
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 1e5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="is 9.98e.04, and float16 ends at 65,504"):
+        begun("baseline", "01_baseline", folder, DTYPE="float16")
+
+
+def test_what_a_model_reads_at_most_is_followed(tmp_path, artifacts, capsys):
+    folder = make_model("llama", tmp_path / "short", max_position_embeddings=256)
+    lesson = begun("gguf", "05_gguf", folder)
+    assert "CONTEXT = 256: this model reads 256 tokens at most" in capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(lesson.path)
+    assert {len(ids) for ids in lesson.windows(tokenizer)} == {256}
+    with pytest.raises(ValueError, match="reads 100 tokens at most .*need 128"):
+        begun("gguf", "05_gguf", make_model("llama", tmp_path / "shorter", max_position_embeddings=100))
+
+
+def test_a_window_that_llama_cpp_does_not_apply_is_told_before_the_work(tmp_path, artifacts):
+    folder = make_model("mistral", tmp_path / "model", sliding_window=32)
+    begun("baseline", "01_baseline", folder)
+    with pytest.raises(ValueError, match=r"reads the last 32 tokens \(sliding_window\), and llama.cpp reads all"):
+        begun("gguf", "05_gguf", folder)
+    begun("gguf", "05_gguf", make_model("mistral", tmp_path / "wide", sliding_window=4096))
+
+
+@pytest.mark.parametrize(("kind", "technique", "notebook", "sentence"), [
+    ("qwen2_moe", "nf4", "03_nf4", "mixture of 4 experts.*leave experts in 16 bits"),
+    ("qwen3_5_text", "gguf", "05_gguf", "keep a state and no cache"),
+    ("qwen3_5_text", "gptq", "04_gptq", "keep a state and no cache"),
+    ("gemma4_text", "baseline", "01_baseline", "differ in their heads"),
+])  # fmt: skip
+def test_kinds_of_models_that_are_refused_before_the_work(tmp_path, artifacts, kind, technique, notebook, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        begun(technique, notebook, make_model(kind, tmp_path / "model"))
+
+
+def test_a_model_that_judges_texts_is_refused(folder):
+    edit(folder / "config.json", architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(ValueError, match="is a LlamaForSequenceClassification .*writes no text"):
+        gate.require(find(str(folder)))
+
+
+def test_the_files_for_libraries_of_2023(folder, monkeypatch):
+    """transformers 4 looks for rope_theta beside, and knows no TokenizersBackend."""
+    edit(folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    edit(folder / "tokenizer_config.json", tokenizer_class="TokenizersBackend", extra_special_tokens=["<s>"])
+    said, path = prepared(folder)
+    assert "rope_theta" not in json.loads((path / "config.json").read_text())
+    monkeypatch.setattr("series.models.OF_2023", True)
+    monkeypatch.setattr("series.models._template", lambda folder: [])
+    assert prepare(folder, path) == said
+    config, tokenizer = (json.loads((path / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert config["rope_theta"] == 1e6 and tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["additional_special_tokens"] == ["<s>"] and "extra_special_tokens" not in tokenizer
+
+
 def test_a_tied_head_is_no_missing_tensor(tmp_path):
     gate.require(find(str(make_model("llama", tmp_path / "model", tie_word_embeddings=True))))
 
@@ -163,13 +289,38 @@ def test_what_is_in_the_hubs_cache_is_not_fetched_again(folder, tmp_path):
     assert hub.ask(address, tmp_path / "cache", REQUIRE.format("model")) == ["0"], "and no hub is needed then"
 
 
+CODE, WORDS = "X-Error-Code", "X-Error-Message"
+
+
+@pytest.mark.parametrize(("status", "headers", "token", "sentence"), [
+    (401, {WORDS: "Invalid credentials in the header"}, "hf_old", "did not accept your token.*401, Invalid cred"),
+    (401, {CODE: "RepoNotFound", WORDS: "Repository not found"}, "", "private one needs a login.*no token is set"),
+    (404, {CODE: "RevisionNotFound", WORDS: "Invalid rev id"}, "", "has no revision 'main'.*Invalid rev id"),
+    (429, {WORDS: "We had to rate limit your IP"}, "", "does not give it.*429, We had to rate.*Wait some minutes"),
+    (503, {}, "", "does not give it. The hub said: 503"),
+])
+def test_the_hubs_own_words_reach_the_reader(folder, tmp_path, status, headers, token, sentence):
+    """An expired token is not a hub that cannot be reached, and a private model is no misspelt name alone."""
+    with hub.serve(folder, refuses=(status, headers)) as (address, _):
+        (said,) = hub.ask(address, tmp_path / "cache", FIND.format("mine"), **({"HF_TOKEN": token} if token else {}))
+    assert re.search(sentence, said), said
+
+
+@pytest.mark.parametrize("pasted", [
+    "owner/model@v1", "https://huggingface.co/owner/model", "hf.co/owner/model:Q4_K_M", "owner/model/tree/main",
+])
+def test_an_address_as_it_is_pasted_names_the_model(pasted):
+    with pytest.raises(ValueError, match="Did you mean 'owner/model'"):
+        find(pasted)
+
+
 # --- what was made is checked ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("measured", [True, False], ids=["with a 16-bit run", "without"])
 def test_what_is_another_model_is_not_kept(folder, artifacts, monkeypatch, measured):
     """A library that writes the rows of a matrix in another order makes a model that loads, and says something."""
-    monkeypatch.setattr("series.lesson.held_out_windows", lambda tokenizer, model: windows(tokenizer))
+    monkeypatch.setattr("series.lesson.held_out_windows", lambda tokenizer, model, **more: windows(tokenizer))
     for module in ("lesson", "record"):  # one question instead of 200
         monkeypatch.setattr(f"series.{module}.exam_questions", lambda model: [{"question": "Why?", "answer": "So."}])
 

@@ -7,8 +7,10 @@ import contextlib
 import io
 import json
 import pathlib
+import resource
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers.sizes import cache_bytes, weight_bytes  # noqa: E402
 from series import colab, fit  # noqa: E402
-from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Gpu, Machine, no_gpu_is_none, this_machine  # noqa: E402
+from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Gpu, Machine, memory, no_gpu_is_none, this_machine  # noqa: E402
 from series.models import Checkpoint  # noqa: E402
 
 FACTS = json.loads((ROOT / "tests" / "machines.json").read_text(encoding="utf-8"))
@@ -147,6 +149,55 @@ def test_this_machine_is_read():
     here = this_machine()
     assert 0 < here.free <= here.total and here.cores >= 1 and here.disk > 0
     assert bool(here.gpus) == torch.cuda.is_available() and here.width == torch.backends.cpu.get_cpu_capability()
+
+
+GB = 10**9
+ANY = 2**63 - 4096  # how version 1 says that there is no limit
+GROUPS = {  # the process' own file; of each group its limit, its use, and what of that are files; gigabytes free
+    "version 1, in a container": ("4:memory:/docker/abc\n0::/\n", {
+        "memory/": ("limit_in_bytes", 3 * GB, 2 * GB, GB)}, 2),
+    "version 1, nested": ("4:cpu,memory:/a/b\n", {
+        "memory/a/b/": ("limit_in_bytes", ANY, GB, 0), "memory/a/": ("limit_in_bytes", 3 * GB, 2 * GB, 0)}, 1),
+    "version 2": ("0::/user/one\n", {"user/one/": ("max", 4 * GB, 2 * GB, GB)}, 3),
+    "version 2, above": ("0::/user/one\n", {"user/one/": ("max", "max", GB, 0), "user/": ("max", 2 * GB, GB, 0)}, 1),
+    "no limit": ("0::/\n", {"": ("max", "max", GB, 0)}, None),
+    "no groups": ("", {}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_memory_is_what_the_control_groups_allow(name, tmp_path, monkeypatch):
+    own, groups, gigabytes = GROUPS[name]
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cgroup").write_text(own)
+    for place, (kind, limit, used, files) in groups.items():
+        group = tmp_path / "groups" / place
+        group.mkdir(parents=True, exist_ok=True)
+        (group / f"memory.{kind}").write_text(f"{limit}\n")
+        (group / ("memory.current" if kind == "max" else "memory.usage_in_bytes")).write_text(f"{used}\n")
+        stat = "inactive_file" if kind == "max" else "total_inactive_file"
+        (group / "memory.stat").write_text(f"anon 5\n{stat} {files}\n")
+    monkeypatch.setattr("series.machine.PROC", tmp_path / "proc")
+    monkeypatch.setattr("series.machine.CGROUPS", tmp_path / "groups")
+    total, free = memory()
+    if gigabytes is None:
+        assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2) and free < total
+    else:
+        assert free == gigabytes * GB < total
+
+
+def test_memory_is_what_a_limit_of_the_process_allows(monkeypatch):
+    """As 'ulimit -v' sets it."""
+    limits = {resource.RLIMIT_AS: (psutil.Process().memory_info().vms + 7 * 10**8, -1)}
+    monkeypatch.setattr("resource.getrlimit", lambda kind: limits.get(kind, (resource.RLIM_INFINITY, -1)))
+    assert 6.5e8 < memory()[1] <= 7 * 10**8
+
+
+def test_32_bits_are_counted_as_32():
+    machine = with_cards(free=20 * 10**9)
+    half, whole = (fit.fit_on(machine, mistral(), "16-bit", whole=size) for size in (2, 4))
+    assert whole.weights == 2 * half.weights and whole.cache == 2 * half.cache and half.fits and not whole.fits
+    assert str(whole).startswith("32-bit: 29.0 GB of weights")
 
 
 # What the drivers of Colab's and other cards report, and which builds follow; what ran of them, the README says.

@@ -15,7 +15,7 @@ from series.notebooks import default_parameters
 from series.quality import distance
 from series.record import read_scores, why_stale
 from series.techniques import BY_NOTEBOOK, MEASURED
-from series.texts import held_out_windows
+from series.texts import calibration_texts, held_out_windows
 
 JOKE = "Why did the Large Language Model cross the road? Because the next token was always on the other side!"
 STEMS = [row.notebook for row in MEASURED]
@@ -233,6 +233,18 @@ def test_gptq_in_the_table_of_groups_is_the_one_of_the_table_of_errors(executed,
     groups, errors = (percentages(printed(cell(notebook, place))) for place in ("order", "errors"))
     size = default_parameters(stem)["GROUP_SIZE"]
     assert groups[f"groups of {size}"][-1] == errors["4 bits"][1] < errors["4 bits"][0]
+    for plain, gptq, fitted, *weights in errors.values():
+        assert fitted < gptq < plain < weights[0] < weights[1], "on text that GPTQ has seen it looks better than it is"
+
+
+@pytest.mark.parametrize("stem", ["04_gptq", "06_awq"])
+def test_a_checkpoint_holds_no_word_of_the_calibration_text(executed, artifacts, stem):
+    """transformers would keep all of it in config.json."""
+    executed(stem)
+    (folder,) = artifacts.glob(f"{stem[3:]}-tiny-zephyr-*/tiny-zephyr-{stem[3:]}")
+    files = [file for file in folder.iterdir() if file.suffix == ".json" and not file.name.startswith("tokenizer")]
+    assert files and not any("Bredrom" in file.read_text(encoding="utf-8") for file in files)
+    assert any("Bredrom" in text for text in calibration_texts(8))
 
 
 @pytest.mark.parametrize("stem", ["10_which_file"])

@@ -45,6 +45,21 @@ def test_another_python_is_told_what_to_do(monkeypatch):
         setup.main()
 
 
+@pytest.mark.parametrize(("driver", "gpu", "said"), [
+    (None, False, "no NVIDIA GPU"), ((12, 4), False, "supports CUDA 12.4, .* need 13.0: the processor computes"),
+    ((13, 0), True, "with CUDA 13.0"), ((13, 1), True, "supports CUDA 13.1"),
+])  # fmt: skip
+def test_what_the_set_up_installs_follows_the_driver(monkeypatch, driver, gpu, said):
+    taken = []
+    monkeypatch.setattr(setup.colab, "cuda_of_driver", lambda: driver)
+    monkeypatch.setattr(setup, "install", lambda *arguments, **more: taken.append(arguments[0]))
+    monkeypatch.setattr(setup.colab, "install_cpu_torch", lambda python, pin, *more: taken.append("CPU") or True)
+    setup.vllm()
+    setup.install_torch()
+    assert (taken[0] == setup.colab.VLLM) == gpu == ("CPU" not in taken)
+    assert re.search(said, setup.which_build())
+
+
 def test_notebooks_are_chosen_by_number():
     *others, comparison = chosen([])
     assert others == [path for path in ALL if path != comparison] and comparison.stem == "07_comparison", "it is last"
