@@ -81,6 +81,11 @@ def refresh(paths: list[pathlib.Path]) -> None:
     With the number of threads that the tests have, two notebooks at a time: GPTQ's sums depend on it.
     """
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
+    from series.machine import multiply_in_32_bits
+
+    if multiply_in_32_bits():
+        print("This processor has no bfloat16 arithmetic. The times in 01 and 03 will be those of an exception, as "
+              "their text says: refresh on one that has it, where one is at hand.", flush=True)  # fmt: skip
     for path in paths:
         with tempfile.TemporaryDirectory() as folder:
             print(path.stem, flush=True)

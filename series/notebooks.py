@@ -99,11 +99,12 @@ def as_it_ran(notebook: str, ran: list[str]) -> list[str]:
 
 
 def _names(source: str, how: type) -> set[str]:
-    """The names that a cell uses so, but in statements that only print or import."""
+    """The names that a cell uses so, but in statements that only import, print, or call the lesson."""
     found: set[str] = set()
     for statement in ast.parse(source).body:
         called = getattr(getattr(statement, "value", None), "func", None)
-        if not isinstance(statement, (ast.Import, ast.ImportFrom)) and getattr(called, "id", "") != "print":
+        by = getattr(called, "id", "") or getattr(getattr(called, "value", None), "id", "")
+        if not isinstance(statement, (ast.Import, ast.ImportFrom)) and by not in ("print", "lesson"):
             found |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, how)}
     return found
 

@@ -101,7 +101,7 @@ def test_what_decides_nothing_is_named_with_its_reason(copy):
 
 @pytest.mark.parametrize(("change", "same"), [
     (lambda cells: cells, True),
-    (lambda cells: ["print(1)", *cells, "import os"], True),
+    (lambda cells: ["print(1)", *cells, "import os", "print(model)", "lesson.measure(model, tokenizer)"], True),
     (lambda cells: [cells[0], *cells], True),  # a cell that ran twice
     (lambda cells: [c.replace("bits=BITS", "bits=BITS, sym=False") for c in cells], False),
     (lambda cells: [*cells, "model = model.half()"], False),
