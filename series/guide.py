@@ -162,7 +162,7 @@ def label_points(axes: Any, points: dict[str, tuple[float, float]], fontsize: in
     axes.figure.canvas.draw()  # the layout
     places = [axes.transData.transform(point) for point in points.values()]
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    ways = [((7, 0), "left"), ((-7, 0), "right"), ((6, 9), "left"), ((6, -9), "left"), ((-6, 9), "right"),
+    ways = [((7, 3), "left"), ((-7, 0), "right"), ((6, 9), "left"), ((6, -9), "left"), ((-6, 9), "right"),
             ((-6, -9), "right"), ((0, 20), "center"), ((0, -20), "center")]  # fmt: skip
     for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
         for offset, side in ways:
