@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,11 @@ HELD: dict[pathlib.Path, FileLock] = {}  # the folders that this process holds
 def artifacts_folder() -> pathlib.Path:
     """The folder for everything that is made: $QUANT_ARTIFACTS, or ``artifacts`` in the repository."""
     folder = pathlib.Path(os.environ.get("QUANT_ARTIFACTS") or ROOT / "artifacts").expanduser().resolve()
+    if not str(folder).isascii() and sys.getfilesystemencoding() != "utf-8":  # libraries look for it in UTF-8
+        raise ValueError(
+            f"The libraries do not find {str(folder)!a} in this locale, whose file names are not in UTF-8. Set "
+            "PYTHONUTF8=1 before Jupyter starts, or QUANT_ARTIFACTS to a folder whose path is ASCII."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -32,6 +38,15 @@ def artifacts_folder() -> pathlib.Path:
     if not os.access(folder, os.W_OK):
         raise OSError(f"Cannot write to {folder}. Set QUANT_ARTIFACTS to a folder that you own.")
     return folder
+
+
+def writable(folder: pathlib.Path) -> bool:
+    """Whether files can be written into ``folder``, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def replace_file(target: pathlib.Path, content: bytes) -> None:

@@ -92,7 +92,10 @@ class Kernel:
             self._keep(sum(map(notebooks.makes, recipe)), notebooks.made_by([*recipe, source]))
 
     def _failed(self, shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: int | None = None) -> None:
-        sentence = self.explain(error)
+        try:
+            sentence = self.explain(error)
+        except Exception:  # whoever explains an error must not hide it behind one of his own
+            sentence = None
         if sentence is None and not (isinstance(error, OURS) and _raised_here(trace)):
             return shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
         if sentence is not None:

@@ -34,6 +34,7 @@ from series.artifacts import (
     remembered,
     require_disk,
     seal,
+    writable,
 )
 from series.console import errors_alone, quiet, versions_of
 from series.converter import llama_cpp_converter
@@ -134,13 +135,16 @@ class Lesson:
         if self.row.name in SERVED:
             if len(TEMPORARY) > 50 and os.access("/tmp", os.W_OK):  # a socket's path has at most 107 characters
                 os.environ["VLLM_RPC_BASE_PATH"] = "/tmp"
+            cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vllm"
+            if not writable(cache):  # vLLM would show a traceback, and go on
+                os.environ.setdefault("VLLM_CACHE_ROOT", str(artifacts_folder() / "vllm"))
+            self._watcher = serving.watch()  # also of a kernel that is killed nothing stays
             sys.path.insert(0, str(PLUGIN))
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
         if self.row.name == "serving":
             commands = pathlib.Path(folder.name) / "bin"
             print("\n".join(serving.commands(commands)))
             os.environ["PATH"] = serving.search_path(commands)
-            self._watcher = serving.watch()
         with quiet():
             import torch
             import transformers
@@ -164,6 +168,8 @@ class Lesson:
         if "gptqmodel" in sys.modules:
             logs = importlib.import_module("gptqmodel.looper.loop_processor")
             logs._PROJECT_LOG_DIR = pathlib.Path(folder.name) / "logs"  # it would be in the working directory
+            # no trial of the disk's speed: on a slow or a small one its remark is logged as an error
+            importlib.import_module("gptqmodel.looper.module_looper")._IO_WRITE_SPEED_MB = float("inf")
             importlib.import_module("gptqmodel.models.writer").print = lambda *words: None  # all it has written
             with contextlib.suppress(ImportError):
                 importlib.import_module("logbar").LogBar.shared().setLevel("ERROR")

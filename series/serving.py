@@ -62,6 +62,11 @@ def commands(folder: pathlib.Path) -> list[str]:
         script = folder / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / file}" "$@"\n', encoding="utf-8")
         script.chmod(0o755)
+        if not os.access(script, os.X_OK):
+            raise OSError(
+                f"No program can be started from {folder} (its disk is mounted noexec), and the servers' commands are "
+                "written there. Set TMPDIR to a folder on another disk, and start Jupyter again."
+            )
     return [f"{name}: {why}" for name, (_, why) in missing.items()]
 
 

@@ -99,6 +99,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(folder):
     assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("record.json", b"old")]
 
 
+def test_a_path_that_the_libraries_would_not_find_is_told(tmp_path, monkeypatch):
+    """In a locale whose file names are not in UTF-8."""
+    monkeypatch.setenv("QUANT_ARTIFACTS", str(tmp_path / "\u00fcmlaut"))
+    assert artifacts.artifacts_folder().is_dir()
+    monkeypatch.setattr(artifacts.sys, "getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(ValueError, match="do not find .*xfcmlaut' in this locale.*PYTHONUTF8=1"):
+        artifacts.artifacts_folder()
+
+
 MAKER = """
 import sys
 from series import start

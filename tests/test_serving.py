@@ -242,6 +242,14 @@ def test_the_service_is_one_that_systemd_takes(tmp_path):
     assert "MemoryMost" in done.stderr
 
 
+def test_a_folder_from_which_nothing_can_be_started_is_told(tmp_path, monkeypatch):
+    """As a temporary folder on a disk that is mounted noexec."""
+    monkeypatch.setattr(serving.os, "access", lambda path, how: how != os.X_OK)
+    monkeypatch.setattr(serving.shutil, "which", lambda name: None)
+    with pytest.raises(OSError, match="No program can be started from .*noexec.* Set TMPDIR"):
+        serving.commands(tmp_path / "bin")
+
+
 def test_the_commands_that_are_missing_are_written_and_no_others(tmp_path, monkeypatch):
     said = serving.commands(tmp_path / "bin")
     assert {path.name for path in (tmp_path / "bin").iterdir()} == {line.partition(":")[0] for line in said}
