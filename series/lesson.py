@@ -386,7 +386,7 @@ class Lesson:
 
     def windows(self, tokenizer: Any) -> list[list[int]]:
         """The held-out text as lists of token ids: the same ones in every notebook."""
-        return held_out_windows(tokenizer, self.model, longest=self.longest)
+        return held_out_windows(tokenizer, self.model, longest=self.longest - 1)  # vLLM keeps one place for an answer
 
     def scores(self, model: Any) -> list[Any]:
         """For each window of the held-out text its log-probabilities, [positions, vocabulary], in float32.

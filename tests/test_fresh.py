@@ -22,7 +22,7 @@ VOLATILE = [re.compile(pattern) for pattern in (
     rf"memory: {NUMBER} MB before, {NUMBER} MB after",
     rf"{NUMBER}(?= processes hold)|(?<=hold ){NUMBER}(?= MB)",
     rf"{NUMBER} (?:tokens/s|ms\b|GB/s|s\b)",
-    rf"{NUMBER}(?= MB above the start)|(?<=16-bit model must fit as well: ).*",
+    rf"{NUMBER}(?= MB above the start)|{NUMBER}(?= MB when all is read)|(?<=16-bit model must fit as well: ).*",
     r"(?<=^python )[\d.]+|\btorch [\d.]+(?:\+\w+)?",  # any of three Pythons, and torch's build
 )]  # fmt: skip
 DEVICE = re.compile(r"^(NVIDIA .+|cpu \(.+?\))(?=: .*of memory free)", re.M)
