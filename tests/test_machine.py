@@ -181,7 +181,7 @@ def test_memory_is_what_the_control_groups_allow(name, tmp_path, monkeypatch):
     monkeypatch.setattr("series.machine.CGROUPS", tmp_path / "groups")
     total, free = memory()
     if gigabytes is None:
-        assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2) and free < total
+        assert free == pytest.approx(psutil.virtual_memory().available, rel=0.5) and free < total
     else:
         assert free == gigabytes * GB < total
 
@@ -190,7 +190,7 @@ def test_memory_is_what_a_limit_of_the_process_allows(monkeypatch):
     """As 'ulimit -v' sets it."""
     limits = {resource.RLIMIT_AS: (psutil.Process().memory_info().vms + 7 * 10**8, -1)}
     monkeypatch.setattr("resource.getrlimit", lambda kind: limits.get(kind, (resource.RLIM_INFINITY, -1)))
-    assert 6.5e8 < memory()[1] <= 7 * 10**8
+    assert 5e8 < memory()[1] <= 7 * 10**8
 
 
 def test_32_bits_are_counted_as_32():
