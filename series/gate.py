@@ -6,7 +6,6 @@ What transformers would make up at random, leave out, or read as something else 
 from __future__ import annotations
 
 import copy
-import json
 import pathlib
 import re
 import tempfile
@@ -14,7 +13,7 @@ from typing import Any
 
 from helpers.sizes import block_linears, cache_bytes, model_weights
 from series.console import quiet
-from series.models import SMALL, Checkpoint, read_json, usable, weight_files
+from series.models import SMALL, Checkpoint, as_it_is_read, read_json, weight_files
 
 MAKES = {"bitsandbytes": "03_nf4", "gptq": "04_gptq", "awq": "06_awq"}  # who loads what is already quantized
 PLAIN = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
@@ -41,19 +40,18 @@ def require(checkpoint: Checkpoint, weights: bool = True) -> Any:
     small = checkpoint if checkpoint.is_local else Checkpoint(checkpoint.source, checkpoint.revision, (*SMALL,))
     folder, source = small.fetch(), checkpoint.source
     require_known(folder, source)
-    settings, _ = usable(read_json(folder / "config.json"))
-    settings = {name: value for name, value in settings.items() if "attn_implementation" not in name}
-    try:
-        with tempfile.TemporaryDirectory() as scratch, quiet(tell=False):
-            (pathlib.Path(scratch) / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-            config = AutoConfig.from_pretrained(scratch)
-            rows = next(w.shape[0] for w in model_weights(config) if w.role == "embedding")
-    except Exception as error:
-        said = str(error).strip().split("\n")[0][:300]
-        raise ValueError(f"transformers cannot build {source} from its config.json: {said}") from None
-    block_linears(config)
-    require_sums(config)
-    require_tokenizer(folder, rows, source)
+    with tempfile.TemporaryDirectory() as scratch:
+        read = as_it_is_read(folder, pathlib.Path(scratch))
+        try:
+            with quiet(tell=False):
+                config = AutoConfig.from_pretrained(read)
+                rows = next(w.shape[0] for w in model_weights(config) if w.role == "embedding")
+        except Exception as error:
+            said = str(error).strip().split("\n")[0][:300]
+            raise ValueError(f"transformers cannot build {source} from its config.json: {said}") from None
+        block_linears(config)
+        require_sums(config)
+        require_tokenizer(read, rows, source)
     if weights:
         require_weights(config, headers(checkpoint), source)
     return config

@@ -295,6 +295,17 @@ def _rewrite(file: pathlib.Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
+def as_it_is_read(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    """``target`` with links to a model's small files, the configuration and the tokenizer as they will be read."""
+    for file in source.iterdir():
+        if file.is_file() and file.suffix in (".json", ".model", ".jinja", ".txt") and file.name[:8] != "adapter_":
+            (target / file.name).symlink_to(file.resolve())
+    settings, _ = usable(read_json(target / "config.json"))
+    _rewrite(target / "config.json", {k: v for k, v in settings.items() if "attn_implementation" not in k})
+    _tokenizer(target)
+    return target
+
+
 def usable(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A ``config.json`` as this series reads it, and what was changed, in sentences."""
     found, said = dict(settings), []
@@ -328,8 +339,7 @@ def _config(folder: pathlib.Path) -> list[str]:
 
 
 def _head(folder: pathlib.Path, weights: set[pathlib.Path]) -> list[str]:
-    """Where config.json says that the head is the embedding, and the files hold another: one reading for all "
-    "runtimes."""
+    """Where config.json says that the head is the embedding, and the files hold another: one reading for all."""
     settings = read_json(folder / "config.json")
     if settings.get("tie_word_embeddings", False) is not True or not weights:
         return []

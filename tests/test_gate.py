@@ -225,6 +225,11 @@ def test_the_files_for_libraries_of_2023(folder, monkeypatch):
     config, tokenizer = (json.loads((path / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
     assert config["rope_theta"] == 1e6 and tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert tokenizer["additional_special_tokens"] == ["<s>"] and "extra_special_tokens" not in tokenizer
+    seen = []  # the gate reads the files as they will be read
+    read = lambda folder, *_: seen.append(json.loads((folder / "tokenizer_config.json").read_text()))  # noqa: E731
+    monkeypatch.setattr(gate, "require_tokenizer", read)
+    gate.require(find(str(folder)))
+    assert seen[0]["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_tied_head_is_no_missing_tensor(tmp_path):
