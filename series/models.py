@@ -400,29 +400,36 @@ def _template(folder: pathlib.Path) -> list[str]:
 
     from helpers.prompt import MESSAGES
 
-    file, said = folder / "tokenizer_config.json", []
+    file, own, said = folder / "tokenizer_config.json", folder / "chat_template.jinja", []
     settings = read_json(file) if file.exists() else {}
-    own, named = folder / "chat_template.jinja", settings.get("chat_template")
-    if isinstance(named, list) and not own.exists():  # several, by name
+
+    def write(template: str) -> None:
+        own.unlink(missing_ok=True)  # it may be a link
+        own.write_text(template, encoding="utf-8")
+        found = {k: v for k, v in settings.items() if k != "chat_template"}
+        if (found := found | ({"chat_template": template} if OF_2023 else {})) != settings:
+            _rewrite(file, found)
+
+    named = settings.get("chat_template")
+    if own.exists():
+        if OF_2023:  # which looks for it in the other file only
+            write(own.read_text(encoding="utf-8"))
+    elif isinstance(named, list):  # several, by name
         by_name = {entry["name"]: entry["template"] for entry in named}
         name = "default" if "default" in by_name else next(iter(by_name))
-        own.write_text(by_name[name], encoding="utf-8")
-        _rewrite(file, {k: v for k, v in settings.items() if k != "chat_template"})
+        write(by_name[name])
         said.append(f"of this model's chat templates the one called {name!r} is used")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     template = tokenizer.chat_template
     if not template:
-        own.unlink(missing_ok=True)  # it may be a link
-        own.write_text(PLAIN, encoding="utf-8")
+        write(PLAIN)
         return [*said, "this model has no chat template, as base models have none: it gets the messages as plain text"]
     try:
         tokenizer.apply_chat_template(MESSAGES, tokenize=False)
     except SecurityError as error:
         raise ValueError(f"The chat template of this model reaches for what no template needs: {error}") from None
     except BROKEN:
-        own.unlink(missing_ok=True)
-        own.write_text(SYSTEM_FIRST + template, encoding="utf-8")
-        _rewrite(file, {k: v for k, v in settings.items() if k != "chat_template"})
+        write(SYSTEM_FIRST + template)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         try:
             tokenizer.apply_chat_template(MESSAGES, tokenize=False)

@@ -17,7 +17,7 @@ import hub
 from architectures import SHAPES, make_model
 from helpers import MESSAGES
 from series import gate, start
-from series.models import find, prepare
+from series.models import PLAIN, find, prepare
 from series.notebooks import default_parameters
 from series.quality import distance, unread
 
@@ -230,6 +230,28 @@ def test_the_files_for_libraries_of_2023(folder, monkeypatch):
     monkeypatch.setattr(gate, "require_tokenizer", read)
     gate.require(find(str(folder)))
     assert seen[0]["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize("kind", ["a file", "several", "none", "no system message"])
+def test_a_chat_template_is_found_by_libraries_of_2023(folder, monkeypatch, kind):
+    """They look into tokenizer_config.json, and into no file of its own."""
+    own, file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    template = own.read_text() if own.exists() else json.loads(file.read_text())["chat_template"]
+    settings = {k: v for k, v in json.loads(file.read_text()).items() if k != "chat_template"}
+    own.unlink(missing_ok=True)
+    if kind == "a file":
+        own.write_text(template)
+    elif kind == "several":
+        settings["chat_template"] = [{"name": "tool", "template": "x"}, {"name": "default", "template": template}]
+    elif kind == "no system message":
+        template = "{{ raise_exception('no') if messages[0].role == 'system' }}{{ messages[0].content }}"
+        settings["chat_template"] = template
+    file.write_text(json.dumps(settings))
+    monkeypatch.setattr("series.models.OF_2023", True)
+    said, path = prepared(folder)
+    found = json.loads((path / "tokenizer_config.json").read_text())["chat_template"]
+    assert found == PLAIN if kind == "none" else found.endswith(template)
+    assert any("no chat template" in line for line in said) == (kind == "none")
 
 
 def test_a_tied_head_is_no_missing_tensor(tmp_path):
