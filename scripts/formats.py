@@ -260,7 +260,7 @@ def measure(name: str, scratch: pathlib.Path) -> None:
                 row["reload"] = f"no: {one_sentence(error)}"
         row["seconds"] = round(time.perf_counter() - begun, 1)
         files = [*folder.rglob("*.safetensors"), *folder.rglob("*.gguf"), *folder.rglob("*.pt")]
-        row["disk_bytes"] = sum(map(disk_bytes, files)) or disk_bytes(TINY)
+        row["disk_bytes"] = disk_bytes(TINY) if name == "16 bits" else sum(map(disk_bytes, files))
         runtime = runtime_of(model, tokenizer, linears)
         row["memory_bytes"] = tensor_bytes(model) if isinstance(runtime, Transformers) else runtime.memory_bytes()
         windows, questions = held_out_windows(tokenizer), exam_questions()

@@ -91,8 +91,8 @@ start("formats", default_parameters("11_newer_formats"))
 import bitsandbytes.functional
 print("avx512bf16", bitsandbytes.functional.has_avx512bf16())
 """
-PROCESSORS = {
-    "as it is": ({}, ""), "without vectors": ({"ATEN_CPU_CAPABILITY": "default"}, ""),
+PROCESSORS = {  # the one at hand, as it is, is asked by test_fresh.py
+    "without vectors": ({"ATEN_CPU_CAPABILITY": "default"}, ""),
     "AVX2, and SSE4 in oneDNN": ({"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "SSE41"}, ""),
     "bfloat16 instructions": ({}, PATCH),
 }  # fmt: skip
