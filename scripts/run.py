@@ -61,6 +61,7 @@ def to_the_answer(done: nbformat.NotebookNode) -> float | None:
 
 def run(paths: list[pathlib.Path], model: str) -> None:
     """Execute ``paths`` into the folder of executed ones, and print the seconds that each took."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin beside another program wait for one another
     for number, path in enumerate(paths, 1):
         print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
         begun, parameters = time.perf_counter(), {} if model == "tiny" else {"MODEL": model}
