@@ -23,12 +23,12 @@ from nbclient.exceptions import CellExecutionError  # noqa: E402
 
 from architectures import make_model  # noqa: E402
 from execution import Task, run_all, shorter, workers  # noqa: E402
-from series.comparison import in_one_kernel  # noqa: E402
-from series.techniques import SIX  # noqa: E402
+from series.run import in_one_kernel  # noqa: E402
+from series.techniques import ARTICLE  # noqa: E402
 
 QUICK = {"04_gptq": {"CALIBRATION_TEXTS": 4}, "06_awq": {"CALIBRATION_TEXTS": 2}}
 SHORT = shorter(questions=8, windows=4)  # what random weights say is noise
-STEMS = [row.notebook for row in SIX]
+STEMS = [row.notebook for row in ARTICLE]
 
 
 def with_list_of_templates(folder: pathlib.Path) -> None:
@@ -89,7 +89,7 @@ def try_all(stem: str, folder: pathlib.Path) -> dict[str, str]:
     while waiting:
         given = [{"MODEL": str(models[name]), "MAX_NEW_TOKENS": 16, **QUICK.get(stem, {})} for name in waiting]
         try:
-            for _ in in_one_kernel(stem, given, whole=True, before=SHORT):
+            for _ in in_one_kernel(stem, given, whole=True, after_start=SHORT):
                 found[waiting.pop(0)] = "yes"
         except CellExecutionError as error:
             said = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()[-1]

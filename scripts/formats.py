@@ -33,11 +33,11 @@ from helpers.memory import tensor_bytes  # noqa: E402
 from helpers.sizes import block_linears  # noqa: E402
 from series.artifacts import disk_bytes  # noqa: E402
 from series.console import device_name  # noqa: E402
-from series.machine import multiply_in_32_bits  # noqa: E402
 from series.models import TINY  # noqa: E402
 from series.quality import distance, right_answers  # noqa: E402
+from series.quirks.gptqmodel import ENVIRONMENT as MAKING  # noqa: E402
+from series.quirks.torch import multiply_in_32_bits  # noqa: E402
 from series.runtimes import Transformers, runtime_of  # noqa: E402
-from series.techniques import MAKING  # noqa: E402
 from series.texts import calibration_texts, exam_prompts, exam_questions, held_out_windows  # noqa: E402
 
 EXTRAS = ("hqq==0.2.8.post1", "auto-round==0.16.1", "termcolor==3.2.0", "py-cpuinfo==9.0.0")

@@ -19,61 +19,20 @@ import pathlib
 import statistics
 import sys
 import tempfile
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT)]
 
 import nbformat  # noqa: E402
 
-from execute import NotebookFailed, execute  # noqa: E402
 from series import notebooks  # noqa: E402
 from series.artifacts import artifacts_folder  # noqa: E402
 from series.guide import BENCHMARKS, SOURCES, decision_table  # noqa: E402
+from series.quirks.torch import multiply_in_32_bits  # noqa: E402
 from series.record import figures, read_records, table  # noqa: E402
+from series.run import NotebookFailed, chosen, execute, outputs_folder, run  # noqa: E402
 
 BEGIN, END = "<!-- measured: make guide -->", "<!-- end -->"
-
-
-def chosen(numbers: list[str]) -> list[pathlib.Path]:
-    """The notebooks whose names start with one of ``numbers``; all of them when none is given."""
-    found = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    wrong = [n for n in numbers if not any(p.name.startswith(n) for p in found)]
-    if wrong:
-        raise SystemExit(f"There is no notebook {', '.join(wrong)}. There are: {', '.join(p.stem for p in found)}.")
-    wanted = [p for p in found if not numbers or any(p.name.startswith(n) for n in numbers)]
-    return sorted(wanted, key=lambda path: path.stem.startswith("07"))  # which shows what the others have left
-
-
-def outputs_folder() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("QUANT_EXECUTED") or ROOT / "executed").expanduser().resolve()
-
-
-def to_the_answer(done: nbformat.NotebookNode) -> float | None:
-    """Seconds from the first cell to the first answer, as papermill took them down."""
-    total = 0.0
-    for cell in done.cells:
-        total += cell.metadata.get("papermill", {}).get("duration") or 0
-        if cell.id == "ask":
-            return total
-    return None
-
-
-def run(paths: list[pathlib.Path], model: str) -> None:
-    """Execute ``paths`` into the folder of executed ones, and print the seconds that each took."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin beside another program wait for one another
-    for number, path in enumerate(paths, 1):
-        print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
-        begun, parameters = time.perf_counter(), {} if model == "tiny" else {"MODEL": model}
-        target = outputs_folder() / path.name
-        try:
-            done = execute(path, target, parameters, timeout=7200, progress=sys.stderr.isatty())
-        except NotebookFailed as error:
-            where = f" What it printed is in {target}" if target.exists() else ""
-            raise SystemExit(f"{error}\n\n{path.stem} failed.{where}") from None
-        answer = to_the_answer(done)
-        first = f", the first answer after {answer:.0f} s" if answer is not None else ""
-        print(f"      done in {time.perf_counter() - begun:.0f} s{first}", flush=True)
 
 
 def refresh(paths: list[pathlib.Path]) -> None:
@@ -82,8 +41,6 @@ def refresh(paths: list[pathlib.Path]) -> None:
     With the number of threads that the tests have, two notebooks at a time: GPTQ's sums depend on it.
     """
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
-    from series.machine import multiply_in_32_bits
-
     if multiply_in_32_bits():
         print("This processor has no bfloat16 arithmetic. The times in 01 and 03 will be those of an exception, as "
               "their text says: refresh on one that has it, where one is at hand.", flush=True)  # fmt: skip

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = ROOT / "models" / "tiny-zephyr"
+SYSTEMS_TEMPORARY = tempfile.gettempdir()  # folders in folders make paths too long for vLLM's sockets
 SEAL, LOCK = "made.json", ".lock"  # in each folder: the sizes and digests of what was made and used; its holder
 
 HELD: dict[pathlib.Path, FileLock] = {}  # the folders that this process holds

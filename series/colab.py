@@ -22,6 +22,7 @@ VLLM_CUDA = (13, 0)  # the index's wheel is built for this CUDA, and needs a dri
 VLLM_12, VLLM_12_TORCH = "vllm==0.26.0+cu129", "torch==2.11.0"
 VLLM_12_INDEX = "https://wheels.vllm.ai/0.26.0/cu129"
 SERVED = ("06", "09")  # the notebooks that run vLLM
+APART = ("08",)  # and those with an environment of their own
 TOOLS = {"pip", "setuptools", "wheel"}  # may change without a restart: no notebook uses them
 OTHER_TORCH = ("torchvision", "torchaudio", "torchcodec")  # built for one torch; beside another, transformers breaks
 
@@ -83,7 +84,7 @@ def install(notebook: str) -> None:
     """
     if "google.colab" not in sys.modules:
         return
-    if notebook == "08_original_stack":
+    if notebook[:2] in APART:
         raise RuntimeError(
             "This notebook needs an environment of its own beside today's, which Colab does not have. Read its outputs "
             "here, or run it on your own machine: 'make original' makes the environment."

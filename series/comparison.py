@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
-
-import nbformat
-from nbclient import NotebookClient
 
 from helpers.sizes import block_linears
 from series import notebooks
@@ -20,53 +15,38 @@ from series.console import device_name, quiet
 from series.fit import fitting_group
 from series.guide import read_quality
 from series.lesson import start
-from series.machine import multiply_in_32_bits, this_machine
+from series.machine import this_machine
+from series.measure import examine
 from series.models import find
-from series.quality import choose, distance, perplexity, right_answers
+from series.quality import distance, perplexity, right_answers
+from series.quirks.torch import multiply_in_32_bits
 from series.record import figures, read_record, read_scores, why_stale
+from series.run import in_one_kernel
 from series.runtimes import Transformers, Vllm
-from series.techniques import CALIBRATIONS, SIX, TECHNIQUES
+from series.techniques import ARTICLE, CALIBRATIONS, MEASURED, TECHNIQUES
 from series.texts import exam_prompts, exam_questions
 
-GGUF, GPTQ = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), (8, 4, 3, 2)
-IMATRIX, FORMATS = ("Q4_K_M", "Q3_K_M", "Q2_K", "IQ3_XXS"), ("INT8", "FP8", "NVFP4")
 # Every weight rounded to the nearest level of its group: bits, weights in a group, and whether the grid is symmetric.
 CONTROLS = [(bits, size, symmetric) for bits in (4, 3) for size, symmetric in ((128, True), (128, False), (32, False))]
 ZERO_POINT = [(4, 128), (4, 32)]  # GPTQ's bits, and weights in a group
-FREE = """
-import gc
-if "llm" in globals() and hasattr(llm, "llm_engine"):
-    llm.llm_engine.engine_core.shutdown()
-for name in ("model", "llm", "pipe", "fresh"):
-    globals().pop(name, None)
-lesson.close()
-gc.collect()
-"""
 
 
-def six(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The record's name -> the notebook that makes it, and its parameters."""
-    return {row.record_name(notebooks.default_parameters(row.notebook)): (row.notebook, {}) for row in SIX}
+def article(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The record's name -> the notebook that makes it, and its parameters: the article's techniques."""
+    return {one.record_name(notebooks.default_parameters(one.notebook)): (one.notebook, {}) for one in ARTICLE}
 
 
 def ladders(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """All runs: the six, and other widths; of `tiny`, which is quick, other calibration texts as well.
+    """All runs: the article's, and what the techniques add: other widths, other calibration texts.
 
     Published checkpoints come in one width.
     """
-    runs = six(model)
-    if model in TECHNIQUES["gptq"].published:
+    runs = article(model)
+    if any(model in one.published for one in TECHNIQUES.values()):
         return runs
-    runs |= {f"GGUF {kind}": ("05_gguf", {"QUANT_TYPE": kind}) for kind in GGUF}
-    runs |= {f"GPTQ {bits}-bit": ("04_gptq", {"BITS": bits}) for bits in (GPTQ if model == "tiny" else (4, 3))}
-    runs["GPTQ 4-bit, groups of 32"] = ("04_gptq", {"GROUP_SIZE": 32})
-    runs |= {f"GGUF {kind}, importance matrix": ("10_which_file", {"QUANT_TYPE": kind}) for kind in IMATRIX}
-    runs |= {kind: ("11_newer_formats", {"FORMAT": kind}) for kind in FORMATS}
-    if model != "tiny":
-        return runs
-    for kind, note in CALIBRATIONS.items():
-        runs[f"GPTQ 4-bit{note}"] = ("04_gptq", {"CALIBRATION": kind})
-        runs[f"AWQ 4-bit{note}"] = ("06_awq", {"CALIBRATION": kind})
+    for one in MEASURED:
+        own = notebooks.default_parameters(one.notebook)
+        runs |= {one.record_name(own | more): (one.notebook, more) for more in one.ladder(model)}
     return runs
 
 
@@ -79,39 +59,6 @@ def why_missing(name: str, run: tuple[str, dict[str, Any]], model: str, identity
         return "it was never made"
     except ValueError as error:  # a file was cut off, or changed
         return str(error)
-
-
-def in_one_kernel(
-    notebook: str, runs: list[dict[str, Any]], whole: bool = False, before: str = ""
-) -> Iterator[dict[str, Any]]:
-    """Run a notebook's recipe and measure again and again in one kernel; yield each run's parameters as it ends.
-
-    Args:
-        runs: parameters that differ from the notebook's own, for each run.
-        whole: its lessons as well.
-        before: code that goes first.
-    """
-    cells = notebooks.cells(notebook)
-    wanted = [c for c in cells if c["id"] in ("start", "measure") or "copy" in c["tags"]]
-    if whole:
-        wanted = [c for c in cells if c["cell_type"] == "code" and c["id"] != "setup"]
-        wanted = [c for c in wanted if not {"parameters", "check"} & {*c["tags"]}]
-    setup = [f"import sys; sys.path.insert(0, {str(notebooks.ROOT)!r}); import pathlib, subprocess", before]
-    client = NotebookClient(
-        nbformat.v4.new_notebook(), timeout=7200, resources={"metadata": {"path": str(notebooks.FOLDER)}},
-        kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"],
-    )  # fmt: skip
-    with client.setup_kernel():
-        place = itertools.count()
-        for parameters in runs:
-            given = notebooks.default_parameters(notebook) | parameters
-            setup.append("\n".join(f"{name} = {value!r}" for name, value in given.items()))
-            for source in [*setup, *(c["source"] for c in wanted), FREE]:
-                client.nb.cells.append(nbformat.v4.new_code_cell(source))
-                number = next(place)
-                client.execute_cell(client.nb.cells[number], number)
-            setup = []
-            yield parameters
 
 
 def make(runs: dict[str, tuple[str, dict[str, Any]]], model: str, longest: int) -> None:
@@ -232,11 +179,7 @@ def controls(model: str) -> dict[str, dict[str, float]]:
     def take(name: str, bits: int, size: int, quantized: Any) -> None:
         runtime = Transformers(quantized, tokenizer, [])
         scores = runtime.scores(windows)
-        if "choices" in questions[0]:
-            answers = choose(runtime, tokenizer, questions)
-        else:
-            ended = runtime.answers(exam_prompts(tokenizer, questions), 48)
-            answers = [tokenizer.decode(answer, skip_special_tokens=True) for answer in ended]
+        answers = examine(runtime, tokenizer, questions, exam_prompts(tokenizer, questions))
         found[name] = {
             "bits": bits + (16 + bits) / size, **distance([rows[:-1] for rows in scores], reference),
             "perplexity": perplexity(windows, scores), "right_answers": right_answers(questions, answers),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from helpers.sizes import GGUF_TYPES, cache_bytes, model_weights, weight_bytes
+from helpers.sizes import cache_bytes, model_weights, weight_bytes
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Machine, gb
 from series.models import Checkpoint
-from series.techniques import BY_NOTEBOOK, MEASURED
 
-NOTEBOOKS = {row.kind: row.notebook for row in reversed(MEASURED)} | dict.fromkeys(GGUF_TYPES, "05_gguf")
-# What is named where a model does not fit.
-ADVISED = ("16-bit", "NF4", "GPTQ", "AWQ", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 GROUP_SIZES = (128, 64, 32)
 # Bytes that such cards report in all ('nvidia-smi', total memory).
 CARDS = {
@@ -56,6 +53,7 @@ class Fit:
     free: int
     place: str
     whole: int = 2  # bytes of a weight that is not quantized
+    gpus: int = 1
 
     @property
     def name(self) -> str:
@@ -68,6 +66,10 @@ class Fit:
     @property
     def fits(self) -> bool:
         return self.needed <= self.free
+
+    def is_as(self, other: Fit) -> bool:
+        """Whether this is the same format in the same place, but for what others have taken of it."""
+        return self.kind == other.kind and self.gpus == other.gpus
 
     def __str__(self) -> str:
         parts = f"{gb(self.weights)} of weights, {gb(self.cache)} of cache, {gb(self.overhead)} for the libraries"
@@ -107,11 +109,17 @@ def fit_on(
         if gpus > 1:
             parts = [ceil(part / gpus) for part in parts]
             free, place = min(gpu.free for gpu in machine.gpus[:gpus]), f"on the fullest of {gpus} GPUs"
-    return Fit(kind, *parts, overhead, free, place, whole)
+    return Fit(kind, *parts, overhead, free, place, whole, gpus)
 
 
 def preflight(
-    machine: Machine, config: Any, kind: str, *fetched: Checkpoint, make: bool = False, **settings: Any
+    machine: Machine,
+    config: Any,
+    kind: str,
+    *fetched: Checkpoint,
+    make: bool = False,
+    offers: Callable[[Machine, Any], list[tuple[str, Fit]]] = lambda machine, config: [],
+    **settings: Any,
 ) -> Fit:
     """Print what a run will download, whether the model fits and which kernel computes, before anything is fetched.
 
@@ -119,6 +127,7 @@ def preflight(
         kind: the format to load, one of ``helpers.sizes.FORMATS``.
         fetched: the checkpoints that the run needs.
         make: the format is made here, so the 16-bit model must fit as well.
+        offers: what other techniques would need, and what to say of them.
         settings: those of ``fit_on``.
 
     Raises:
@@ -138,12 +147,12 @@ def preflight(
             "Free some space, or set HF_HOME and QUANT_ARTIFACTS to folders on a larger disk."
         )
     if not found.fits:
-        raise MemoryError(_advice(machine, config, found))
+        raise MemoryError(_advice(found, offers(machine, config)))
     if make:
         made_of = fit_on(machine, config, "16-bit", whole=settings.get("whole", 2))
         print(f"to make it, the {made_of.name} model must fit as well: {gb(made_of.needed)} of {gb(made_of.free)}")
         if not made_of.fits:
-            raise MemoryError(_advice(machine, config, made_of))
+            raise MemoryError(_advice(made_of, offers(machine, config)))
     return found
 
 
@@ -167,18 +176,8 @@ def require_room_to_serve(machine: Machine, config: Any, context: int, share: fl
         )
 
 
-def _advice(machine: Machine, config: Any, missed: Fit) -> str:
-    would, can_make = [], fit_on(machine, config, "16-bit").fits
-    for kind in ADVISED:
-        overhead = OVERHEAD_VLLM_CPU if kind == "AWQ" and not machine.gpus else OVERHEAD
-        where = BY_NOTEBOOK[NOTEBOOKS[kind]].where if kind != "16-bit" else "gpu"
-        found = fit_on(machine, config, kind, overhead=overhead, where=where)
-        if found.fits and (kind != missed.kind or missed.whole == 4) and (kind != "AWQ" or machine.has_int4_kernel):
-            published = "" if can_make or kind not in ("GPTQ", "AWQ") else ", if published"
-            would.append(f"{kind} ({gb(found.needed)}, {NOTEBOOKS[kind]}{published})")
-    count = len(machine.gpus)
-    if count > 1 and missed.kind == "AWQ" and fit_on(machine, config, "AWQ", gpus=count).needed < missed.free:
-        would.append(f"AWQ cut across your {count} GPUs (GPUS = {count}, 06_awq)")
+def _advice(missed: Fit, offers: list[tuple[str, Fit]]) -> str:
+    would = [said for said, fit in offers if fit.fits and (missed.whole == 4 or not fit.is_as(missed))]
     advice = f"These would fit: {', '.join(would)}." if would else "No format of this series would fit."
     return (
         f"In {missed.name} this model needs {gb(missed.needed)}, and {gb(missed.free)} are free {missed.place}. "

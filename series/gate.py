@@ -11,11 +11,11 @@ import re
 import tempfile
 from typing import Any
 
-from helpers.sizes import block_linears, cache_bytes, model_weights
+from helpers.prompt import render_prompt
+from helpers.sizes import block_linears, cache_bytes, experts_of, model_weights
 from series.console import quiet
 from series.models import SMALL, Checkpoint, as_it_is_read, read_json, weight_files
 
-MAKES = {"bitsandbytes": "03_nf4", "gptq": "04_gptq", "awq": "06_awq"}  # who loads what is already quantized
 PLAIN = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
 # What a file of one of these names holds, transformers can read as a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -26,11 +26,12 @@ PREFIXES = {
 }
 
 
-def require(checkpoint: Checkpoint, weights: bool = True) -> Any:
+def require(checkpoint: Checkpoint, weights: bool = True, loads: dict[str, str] | None = None) -> Any:
     """The model's configuration, once all of it but the values of its weights has passed.
 
     Args:
         weights: whether they will be loaded, or only the configuration and the tokenizer.
+        loads: the quantization method of a ready-made checkpoint -> the notebook that loads such.
 
     Raises:
         ValueError: the series cannot take this model, and the sentence says why. ConnectionError: no header was had.
@@ -39,7 +40,7 @@ def require(checkpoint: Checkpoint, weights: bool = True) -> Any:
 
     small = checkpoint if checkpoint.is_local else Checkpoint(checkpoint.source, checkpoint.revision, (*SMALL,))
     folder, source = small.fetch(), checkpoint.source
-    require_known(folder, source)
+    require_known(folder, source, loads or {})
     with tempfile.TemporaryDirectory() as scratch:
         read = as_it_is_read(folder, pathlib.Path(scratch))
         try:
@@ -69,6 +70,30 @@ def require_sums(config: Any) -> None:
         ) from None
 
 
+def no_experts(config: Any) -> None:
+    """Raise ValueError for a mixture of experts, which the techniques of this series do not shrink."""
+    if experts := experts_of(config):
+        raise ValueError(
+            f"{config.model_type!r} is a mixture of {experts} experts in a layer. bitsandbytes and torchao leave "
+            "experts in 16 bits, and the bytes of the other formats are not computed here. 01_baseline and 02_sharding "
+            "run it in 16 bits."
+        )
+
+
+def no_states(config: Any) -> None:
+    """Raise ValueError for a model of which some layers keep a state, where the library does not take such."""
+    if keeps_a_state(config):
+        raise ValueError(
+            f"Some layers of {config.model_type!r} keep a state and no cache of tokens. gptqmodel and llama.cpp fail "
+            "on such models half-way here. 01_baseline and 02_sharding run it in 16 bits; 03_nf4 says whether it does."
+        )
+
+
+def outputs_of(config: Any) -> set[int]:
+    """The numbers of outputs that the linear layers of the blocks have."""
+    return {weight.shape[0] for weight in model_weights(config) if weight.role == "linear"}
+
+
 def keeps_a_state(config: Any) -> bool:
     """Whether some layers keep a state instead of a cache of tokens (Mamba, Gated DeltaNet), as in hybrid models."""
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
@@ -79,7 +104,7 @@ def keeps_a_state(config: Any) -> bool:
     )
 
 
-def require_known(folder: pathlib.Path, source: str) -> None:
+def require_known(folder: pathlib.Path, source: str, loads: dict[str, str]) -> None:
     """Raise ValueError unless ``config.json`` describes a causal language model in 16 bits that transformers knows."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -89,7 +114,7 @@ def require_known(folder: pathlib.Path, source: str) -> None:
     kind, code = settings.get("model_type"), settings.get("auto_map")
     if made := settings.get("quantization_config") or settings.get("compression_config"):
         method = made.get("quant_method", "an unnamed method")
-        where = f"The cell 'load' of {MAKES[method]} loads such a checkpoint." if method in MAKES else ""
+        where = f"The cell 'load' of {loads[method]} loads such a checkpoint." if method in loads else ""
         raise ValueError(
             f"{source} is already quantized ({method}). MODEL takes the 16-bit model that it was made from. {where}"
         )
@@ -260,15 +285,18 @@ def require_numbers(folder: pathlib.Path, dtype: str | None) -> None:
                     )
 
 
-def beyond_float16(model: Any, ids: list[int]) -> str:
-    """The first part of ``model`` whose output is no number, or beyond float16's range; '' if there is none.
+def beyond_float16(folder: pathlib.Path, dtype: str) -> str:
+    """The first part of a model whose output, of the series' prompt, is no number or leaves float16's range; or ''.
 
     Args:
-        model: of transformers, in any type; a type with a larger range shows what float16 would do.
-        ids: the token ids of a prompt.
+        dtype: what to load it in. A type with a larger range shows what float16 would do.
     """
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="auto")
+    ids = tokenizer.encode(render_prompt(tokenizer), add_special_tokens=False)
     found: list[str] = []
 
     def look(name: str, result: Any) -> None:
@@ -277,14 +305,11 @@ def beyond_float16(model: Any, ids: list[int]) -> str:
             if not bool((first.float().abs() <= 65504).all()):  # false for NaN as well
                 found.append(name)
 
-    hooks = [m.register_forward_hook(lambda _, given, result, name=n: look(name, result))
-             for n, m in model.named_modules() if n and not [*m.children()]]  # fmt: skip
-    try:
-        with torch.no_grad():
-            model(torch.tensor([ids], device=model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for name, module in model.named_modules():
+        if name and not [*module.children()]:
+            module.register_forward_hook(lambda _, given, result, name=name: look(name, result))
+    with torch.no_grad():
+        model(torch.tensor([ids], device=model.device))
     return found[0] if found else ""
 
 

@@ -10,6 +10,7 @@ from series.artifacts import ROOT, artifacts_folder
 from series.fit import CARDS, users_that_fit
 from series.machine import OVERHEAD
 from series.models import MODELS
+from series.techniques import TECHNIQUES
 
 __all__ = ["CARDS", "bits_of", "decision_table", "read_quality", "read_speed", "speed_results", "users_that_fit"]
 BENCHMARKS = ROOT / "benchmarks"
@@ -177,9 +178,6 @@ def label_points(axes: Any, points: dict[str, tuple[float, float]], fontsize: in
 
 def bits_of(config: Any, figures: dict[str, Any]) -> float:
     """Bits per weight in the blocks of a run, constants included, from its technique and settings."""
-    kinds = {"nf4": "NF4", "gptq": "GPTQ", "awq": "AWQ", "gguf": figures["settings"].get("QUANT_TYPE"),
-             "imatrix": figures["settings"].get("QUANT_TYPE"), "formats": figures["settings"].get("FORMAT")}
-    settings = figures["settings"]
-    kind = kinds.get(figures["technique"], "16-bit")
+    technique, settings = TECHNIQUES[figures["technique"]], figures["settings"]
     given = settings.get("BITS", 4), settings.get("GROUP_SIZE", 128)
-    return bits_per_weight(config, kind, *given, imatrix=figures["technique"] == "imatrix")
+    return bits_per_weight(config, technique.format_of(settings), *given, imatrix=technique.weighs)

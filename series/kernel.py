@@ -156,19 +156,6 @@ def of_a_program(error: BaseException) -> str | None:
     return f"{name} stopped: {said}"
 
 
-def of_vllm(error: BaseException, log: pathlib.Path) -> str | None:
-    """vLLM's engine is a process of its own, and its reasons stand in its log."""
-    names = {type(e).__name__ for e in chain(error)}
-    if "EngineDeadError" in names:
-        return "vLLM's engine has ended, for instance because a cell was interrupted. Run the cell 'load' again."
-    if not any("Engine core initialization failed" in str(e) for e in chain(error)):
-        return None
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    causes = re.findall(r"^.*?\b((?:\w+\.)*\w*(?:Error|Exception): .+)$", text, re.M)
-    causes = [c for c in causes if "Engine core" not in c and "WorkerProc" not in c]
-    return f"vLLM's engine did not start. {causes[-1][:500] if causes else 'It gave no reason'}. All of it is in {log}."
-
-
 def of_the_gpu(error: BaseException) -> str | None:
     """A GPU that is full."""
     if not any(type(e).__name__ == "OutOfMemoryError" for e in chain(error)):

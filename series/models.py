@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from series.artifacts import TINY, content_of, key_of
-from series.techniques import ZEPHYR, Published
 
+ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a real model of 135 million parameters, 270 MB
 MODELS = {"tiny": str(TINY), "small": SMOLLM2, "zephyr": ZEPHYR}
 REVISIONS = {ZEPHYR: "892b3d7a7b1cf10c7a701c60881cd93df615734c", SMOLLM2: "12fd25f77366fa6b3b4b768ec3050bf629380bac"}
@@ -65,6 +65,17 @@ class Checkpoint:
 
         return pathlib.Path(snapshot_download(self.source, revision=self.revision, allow_patterns=[*self.patterns]))
 
+    def first_files(self) -> pathlib.Path:
+        """The folder with the shards that hold the embedding and the first block; no others are fetched for it."""
+        from huggingface_hub import snapshot_download
+
+        wanted = dict(repo_id=self.source, revision=self.revision)
+        folder = pathlib.Path(snapshot_download(allow_patterns=[*SMALL], **wanted))
+        index = read_json(folder / "model.safetensors.index.json")["weight_map"]
+        files = {file for name, file in index.items() if "embed" in name or ".layers.0." in name}
+        snapshot_download(allow_patterns=[*SMALL, *files], **wanted)
+        return folder
+
 
 def find(name: str, weights: bool = True) -> Checkpoint:
     """Say where the files of ``MODEL = name`` are, and that they are sound, before anything is loaded.
@@ -103,12 +114,6 @@ def find(name: str, weights: bool = True) -> Checkpoint:
         f"MODEL = {name!r} is not known.{hint} Use one of {', '.join(map(repr, MODELS))}, "
         "a hub id such as 'owner/model', or the path of a folder that holds a model."
     )
-
-
-def published(checkpoint: Published, settings: dict[str, Any]) -> Checkpoint:
-    """A checkpoint that others have made, found on the hub."""
-    patterns = (checkpoint.file.format(**settings),) if checkpoint.file else (*SMALL, *WEIGHTS)
-    return on_hub(Checkpoint(checkpoint.repository, checkpoint.revision, patterns))
 
 
 def require_model_folder(folder: pathlib.Path) -> None:

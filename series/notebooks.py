@@ -16,10 +16,10 @@ FOLDER = ROOT / "notebooks"
 DECIDES_NOTHING = {
     "helpers/exercise.py": "says whether a reader's answer is right",
     "helpers/files.py": "ranks the names on a model's page",
-    "series/answers.py": "what the exercises expect",
     "series/colab.py": "installs; the versions stand in the record",
     "series/comparison.py": "asks for records; its controls are figures of 'make ladders', and no records",
     "series/guide.py": "draws what is committed",
+    "series/run.py": "runs the notebooks, and reads nothing",
     "series/serving.py": "09's servers, of which there is no record",
     "series/commands/llama_server.py": "the same",
     "series/commands/vllm_cpu.py": "the same",

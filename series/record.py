@@ -16,7 +16,6 @@ from series.console import device_name
 from series.notebooks import default_parameters, made_from, steps
 from series.quality import distance, perplexity, right_answers
 from series.techniques import TECHNIQUES
-from series.texts import exam_questions
 
 FIELDS = {
     "name": str,  # what the tables call it, such as 'GPTQ 4-bit'
@@ -53,13 +52,16 @@ def record_path(name: str, model: str = "tiny") -> pathlib.Path:
     return artifacts_folder() / "records" / f"{slug}.json"
 
 
-def write_record(windows: list[list[int]], scores: list[Any], **fields: Any) -> dict[str, Any]:
+def write_record(
+    windows: list[list[int]], scores: list[Any], questions: list[dict[str, Any]], **fields: Any
+) -> dict[str, Any]:
     """Check ``fields`` against ``FIELDS``, write them as one JSON file, and return the record.
 
     Args:
         windows: the token ids that were scored, from ``held_out_windows``.
         scores: for each window its log-probabilities as float16, [positions, vocabulary]; kept beside the
             record, so that runs can be compared position by position.
+        questions: of the exam, whose answers are among the fields.
 
     Raises:
         ValueError: a field is missing, unknown or of another type, or the answer is empty.
@@ -76,7 +78,6 @@ def write_record(windows: list[list[int]], scores: list[Any], **fields: Any) -> 
             raise ValueError(f"The record's {name} must be {wanted}, but is {fields[name]!r}.")
     if not fields["answer"].strip() or not fields["answer_ids"]:
         raise ValueError("The record's answer is empty: the model said nothing.")
-    questions = exam_questions(fields["model"])
     record = {
         **fields,
         "tokens_scored": sum(len(ids) - 1 for ids in windows),

@@ -76,6 +76,19 @@ def search_path(folder: pathlib.Path) -> str:
     return os.pathsep.join([str(folder), own, os.environ.get("PATH", "")])
 
 
+def settle(folder: pathlib.Path) -> None:
+    """Put the commands that this machine lacks, in ``folder``, on PATH."""
+    print("\n".join(commands(folder / "bin")))
+    os.environ["PATH"] = search_path(folder / "bin")
+
+
+def leave_proxies() -> None:
+    """From here on this kernel and its servers talk to this machine alone."""
+    for name in ("http", "https", "all", "ws", "wss", "ftp"):
+        os.environ.pop(f"{name}_proxy", None)
+        os.environ.pop(f"{name.upper()}_PROXY", None)
+
+
 _watchers: list[subprocess.Popen] = []
 
 

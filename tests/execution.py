@@ -31,12 +31,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "training")]
 
 import small  # noqa: E402
-from execute import execute  # noqa: E402
 from series import comparison, notebooks, serving  # noqa: E402
 from series.artifacts import artifacts_folder  # noqa: E402
 from series.converter import llama_cpp_converter  # noqa: E402
 from series.models import TINY, prepare  # noqa: E402
-from series.techniques import BY_NOTEBOOK  # noqa: E402
+from series.run import execute  # noqa: E402
+from series.techniques import BY_NOTEBOOK, TECHNIQUES  # noqa: E402
 from series.texts import calibration_texts  # noqa: E402
 
 ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -53,7 +53,8 @@ REAL = {"01_baseline": {}, "06_awq": {"CALIBRATION_TEXTS": 2}, "10_which_file": 
         "07_comparison": {}}  # fmt: skip
 QUESTIONS = 50
 # Steps of the ladders that 'make test-all' measures again; 'make ladders' measures all.
-AGAIN = [*(f"GGUF {kind}" for kind in comparison.GGUF), "GPTQ 3-bit", "GPTQ 2-bit", "AWQ 4-bit, unrelated text"]
+GGUF = TECHNIQUES["gguf"]
+AGAIN = [*map(GGUF.record_name, GGUF.ladder("tiny")), "GPTQ 3-bit", "GPTQ 2-bit", "AWQ 4-bit, unrelated text"]
 EXTRA = "extra"
 ENDS = {"awq": "awq", "gguf": "Q4_K_M.gguf"}
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```", re.S)
@@ -127,15 +128,9 @@ def with_extras(notebook) -> nbformat.NotebookNode:
 
 
 def shorter(questions: int, windows: int) -> str:
-    """A cell: the measure takes the first ``questions`` and ``windows``, and what is timed is timed once."""
-    return f"""
-import functools, timeit
-import series.lesson, series.record
-for module in (series.lesson, series.record):
-    module.exam_questions = lambda model, all_of_them=module.exam_questions: all_of_them(model)[:{questions}]
-series.lesson.held_out_windows = functools.partial(series.lesson.held_out_windows, count={windows})
-timeit.repeat = lambda work, all_of_them=timeit.repeat, **given: all_of_them(work, number=1, repeat=1)
-"""
+    """For after ``start``: the measure takes the first of each, and what is timed is timed once."""
+    once = "timeit.repeat = lambda work, all_of_them=timeit.repeat, **given: all_of_them(work, number=1, repeat=1)"
+    return f"import timeit\n{once}\nlesson.shorten({questions}, {windows})"
 
 
 def run(name: str, folder: str) -> None:
@@ -145,9 +140,8 @@ def run(name: str, folder: str) -> None:
     if model:
         small.put_into_cache(pathlib.Path(os.environ["HF_HOME"]) / "hub")
         given = {"MODEL": model, "MAX_NEW_TOKENS": 16} | REAL.get(stem, {})
-        place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
-        questions = 200 if name == SMALL else QUESTIONS
-        notebook.cells.insert(place + 1, extra("shorter", shorter(questions, windows=4)))
+        place = next(i for i, cell in enumerate(notebook.cells) if cell.id == "start")
+        notebook.cells.insert(place + 1, extra("shorter", shorter(QUESTIONS, windows=4)))
     else:
         notebook["stem"] = stem
         notebook = with_extras(notebook)

@@ -15,9 +15,9 @@ from nbclient.exceptions import CellExecutionError
 
 from architectures import make_model
 from execution import ROOT
-from series.comparison import in_one_kernel
 from series.notebooks import default_parameters
 from series.record import read_record, read_scores
+from series.run import in_one_kernel
 from series.techniques import BY_NOTEBOOK
 
 sys.path.insert(0, str(ROOT / "proofs"))

@@ -13,7 +13,7 @@ import pytest
 
 from series import artifacts
 from series.artifacts import digest_of, hold, replace_file
-from series.lesson import folder_name
+from series.made import folder_name
 from series.models import TINY, Checkpoint
 from series.techniques import TECHNIQUES
 from test_bad_input import change, flip

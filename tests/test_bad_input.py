@@ -30,9 +30,11 @@ from architectures import make_model  # noqa: E402
 from series import artifacts, gate, start  # noqa: E402
 from series.models import TINY, find, prepare  # noqa: E402
 from series.notebooks import default_parameters, made_from, steps  # noqa: E402
+from series.parameters import check_parameters  # noqa: E402
 from series.quality import log_probabilities  # noqa: E402
 from series.record import read_record, record_path, write_record  # noqa: E402
-from series.techniques import PARAMETERS, TABLE, check_parameters  # noqa: E402
+from series.techniques import LOADS, PARAMETERS, TECHNIQUES  # noqa: E402
+from series.texts import exam_questions  # noqa: E402
 
 Give = Callable[[pathlib.Path], object]
 
@@ -53,7 +55,7 @@ class Case:
 
 def parameter(number: str, sentence: str, **values: object) -> Case:
     """The notebook's own parameters, but for ``values``, as its first cells hand them to ``start``."""
-    row = next(row for row in TABLE if row.notebook.startswith(number))
+    row = next(row for row in TECHNIQUES.values() if row.notebook.startswith(number))
     given = f"{number}: " + ", ".join(f"{name} = {value!r}" for name, value in values.items())
     return Case("parameter", given, lambda folder: start(row.name, default_parameters(row.notebook) | values), sentence)
 
@@ -119,9 +121,9 @@ def whole(given: str, sentence: str, spoil: Give, kind: str = "llama") -> Case:
 
     def give(folder: pathlib.Path) -> None:
         shutil.copytree(small_model(kind), folder, dirs_exist_ok=True)
-        gate.require(find(str(folder)))  # sound so far
+        gate.require(find(str(folder)), loads=LOADS)  # sound so far
         spoil(folder)
-        gate.require(find(str(folder)))
+        gate.require(find(str(folder)), loads=LOADS)
 
     return Case("gate", given, give, sentence)
 
@@ -222,7 +224,8 @@ def write(logits: object = None, windows: object = ((1, 2, 3), (1, 3, 2)), **cha
         tokens_per_second=1.0, prompt_ids=[1], answer_ids=[2], answer="Ha.", exam_answers=["?"] * 200, wikitext=None,
     )  # fmt: skip
     scores = [log_probabilities(np.eye(3, 8) if logits is None else logits) for _ in windows]
-    return write_record([list(ids) for ids in windows], scores, **fields | changes)
+    questions = exam_questions(str(changes.get("model", "tiny")))
+    return write_record([list(ids) for ids in windows], scores, questions, **fields | changes)
 
 
 def record(given: str, sentence: str, spoil: Give | None = None, **fields: object) -> Case:
@@ -397,9 +400,9 @@ def test_a_type_that_needs_an_importance_matrix_is_sent_to_where_one_is_made():
 
 def test_every_parameter_has_its_wrong_values_and_a_right_default():
     """A parameter that nobody checks must not slip into a notebook."""
-    defaults = [default_parameters(row.notebook) for row in TABLE]
+    defaults = [default_parameters(row.notebook) for row in TECHNIQUES.values()]
     tried = {name for case in CASES if case.kind == "parameter" for name in re.findall(r"\b([A-Z_]+) =", case.given)}
     assert {name for values in defaults for name in values} == {"MODEL", *PARAMETERS} == tried
     for values in defaults:
-        check_parameters(values)
+        check_parameters(values, PARAMETERS)
     assert len(CASES) >= 50 and len({str(case) for case in CASES}) == len(CASES)

@@ -11,8 +11,7 @@ import pytest
 
 from execution import ALL, ROOT
 from series import notebooks
-from series.lesson import IMPORTS
-from series.techniques import TABLE
+from series.techniques import TECHNIQUES
 
 # A library that talks in every way that libraries have.
 TALKER = """
@@ -93,8 +92,8 @@ print("avx512bf16", bitsandbytes.functional.has_avx512bf16())
 """
 PROCESSORS = {  # the one at hand, as it is, is asked by test_fresh.py
     "without vectors": ({"ATEN_CPU_CAPABILITY": "default"}, ""),
-    "AVX2, and SSE4 in oneDNN": ({"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "SSE41"}, ""),
-    "bfloat16 instructions": ({}, PATCH),
+    "AVX2, SSE4 in oneDNN, bfloat16 in bitsandbytes":
+        ({"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "SSE41"}, PATCH),
 }  # fmt: skip
 
 
@@ -109,7 +108,7 @@ def test_no_processor_makes_a_library_talk(sort, tmp_path):
     assert "avx512bf16 True" in done.stdout or not patch
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.notebook)
+@pytest.mark.parametrize("row", TECHNIQUES.values(), ids=lambda row: row.notebook)
 def test_what_a_notebook_imports_was_imported_by_start(row):
     """So that what a library says at its import is said out of sight."""
     trees = [ast.parse(c["source"]) for c in notebooks.cells(row.notebook) if c["cell_type"] == "code"]
@@ -117,7 +116,7 @@ def test_what_a_notebook_imports_was_imported_by_start(row):
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     tops = {name.split(".")[0] for name in names} - sys.stdlib_module_names - SILENT - {"helpers", "series"}
-    begun = {"transformers", *(name.split(".")[0] for name in IMPORTS.get(row.name, ()))}
-    if row.name == "original":  # whose libraries are shown as they are, chatter included
+    begun = {"transformers", *(name.split(".")[0] for name in row.imports)}
+    if not row.reads_weights:  # whose libraries are shown as they are, chatter included
         begun |= {"auto_gptq", "ctransformers"}
     assert tops <= begun and len(ALL) > 1

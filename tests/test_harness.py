@@ -5,7 +5,7 @@ from __future__ import annotations
 import nbformat
 import pytest
 
-from execute import NotebookFailed, execute
+from series.run import NotebookFailed, execute
 
 
 def make(folder, *cells: str):

@@ -23,7 +23,7 @@ from helpers.sizes import GGUF_TYPES, ggml_type, linear_bytes, model_weights
 from series import models, notebooks, quality, record, texts
 from series.artifacts import content_of
 from series.console import quiet
-from series.lesson import measure_speed
+from series.measure import measure_speed
 from series.models import TINY
 from test_bad_input import write
 

@@ -18,10 +18,11 @@ import types
 import nbformat
 import pytest
 
-from execute import execute
 from execution import ROOT
 from series import kernel, notebooks, record
 from series.kernel import Kernel
+from series.quirks import vllm
+from series.run import execute
 from test_bad_input import write
 
 STEM = "04_gptq"
@@ -84,7 +85,7 @@ def test_what_is_no_function_is_seen_as_well(copy, where):
     other = write(model="some/model")
     file, old, new = {
         "the exam's text": ("texts/exam.txt", "a", "e"),
-        "an environment variable": ("series/techniques.py", '("0", "4-bit', '("1", "4-bit'),
+        "an environment variable": ("series/quirks/vllm.py", '("0", "4-bit', '("1", "4-bit'),
         "vLLM's kernel": ("series/plugin/series_vllm.py", "& 15", "& 7"),
     }[where]
     text = (copy / file).read_text(encoding="utf-8")
@@ -243,7 +244,7 @@ def test_what_a_library_raises_is_told_by_its_cause(shell, tmp_path, error, sent
 
     def explain(error):
         return (kernel.no_room(error, tmp_path, 10) or kernel.of_a_program(error)
-                or kernel.of_vllm(error, tmp_path / "vllm.log"))  # fmt: skip
+                or vllm.explain(error, tmp_path))  # fmt: skip
 
     Kernel(STEM, explain)
     result = shell.run("x()", lambda: raised(error))

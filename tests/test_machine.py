@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import io
 import json
 import pathlib
@@ -19,11 +20,14 @@ sys.path.insert(0, str(ROOT))
 
 from helpers.sizes import cache_bytes, weight_bytes  # noqa: E402
 from series import colab, fit  # noqa: E402
-from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Gpu, Machine, memory, no_gpu_is_none, this_machine  # noqa: E402
+from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Gpu, Machine, memory, this_machine  # noqa: E402
 from series.models import Checkpoint  # noqa: E402
+from series.quirks.torch import no_gpu_is_none  # noqa: E402
+from series.techniques import offers  # noqa: E402
 
 FACTS = json.loads((ROOT / "tests" / "machines.json").read_text(encoding="utf-8"))
 T4, LAPTOP = "a T4, such as Colab's, with a driver for CUDA 13", "a laptop without a GPU"
+preflight = functools.partial(fit.preflight, offers=offers)
 GOLDEN = ROOT / "tests" / "preflight.txt"
 ZEPHYR = {  # what a run of each notebook would fetch: bytes of the weights as the hub reports them
     "16-bit": ("01_baseline", Checkpoint("HuggingFaceH4/zephyr-7b-beta", "892b3d7a7b1cf10c", download=14_483_498_000)),
@@ -60,7 +64,7 @@ def preflight_text() -> str:
                 where = {"16-bit": "spread", "Q4_K_M": "memory"}.get(kind, "gpu")
                 overhead = OVERHEAD_VLLM_CPU if kind == "AWQ" and not this.gpu else OVERHEAD
                 try:
-                    fit.preflight(this, mistral(), kind, checkpoint, where=where, overhead=overhead)
+                    preflight(this, mistral(), kind, checkpoint, where=where, overhead=overhead)
                 except MemoryError as error:
                     print(f"MemoryError: {error}")
             print()
@@ -110,16 +114,16 @@ def test_what_does_not_fit_is_told_and_what_would(capsys):
     card = Gpu("NVIDIA GeForce RTX 3060", (8, 6), fit.CARDS["RTX 3060"], fit.CARDS["RTX 3060"])
     this = with_cards(card, free=3 * 10**9)
     with pytest.raises(MemoryError, match="In 16-bit this model needs 15.6 GB, and 12.9 GB are free.*03_nf4") as caught:
-        fit.preflight(this, mistral(), "16-bit")
+        preflight(this, mistral(), "16-bit")
     assert "Q2_K" not in str(caught.value), "llama.cpp would run in 3 GB of memory"
-    assert fit.preflight(this, mistral(), "NF4").fits and "does NOT fit" in capsys.readouterr().out
+    assert preflight(this, mistral(), "NF4").fits and "does NOT fit" in capsys.readouterr().out
     with pytest.raises(MemoryError, match="No format of this series would fit"):
-        fit.preflight(with_cards(free=2 * 10**9), mistral(), "Q4_K_M")
+        preflight(with_cards(free=2 * 10**9), mistral(), "Q4_K_M")
     with pytest.raises(MemoryError, match="In 16-bit this model needs 15.6 GB"):
-        fit.preflight(machine(LAPTOP), mistral(), "GPTQ", make=True)
+        preflight(machine(LAPTOP), mistral(), "GPTQ", make=True)
     with pytest.raises(OSError, match="download of 14.5 GB, and 1.0 GB of disk are free"):
-        fit.preflight(machine("an H100", disk=10**9), mistral(), "NF4", ZEPHYR["NF4"][1])
-    fit.preflight(machine("an H100"), mistral(), "GPTQ", make=True)
+        preflight(machine("an H100", disk=10**9), mistral(), "NF4", ZEPHYR["NF4"][1])
+    preflight(machine("an H100"), mistral(), "GPTQ", make=True)
     assert "to make it, the 16-bit model must fit as well" in capsys.readouterr().out
 
 
@@ -225,7 +229,7 @@ def test_a_processor_without_bfloat16_multiplies_in_32_bits(monkeypatch, known):
 
     import torch
 
-    from series.machine import multiply_in_32_bits
+    from series.quirks.torch import multiply_in_32_bits
 
     kept = {"linear": torch.nn.functional, "matmul": torch}
     plain = {name: getattr(getattr(module, name), "plain", getattr(module, name)) for name, module in kept.items()}

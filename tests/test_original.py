@@ -10,8 +10,8 @@ import sys
 import nbformat
 import pytest
 
-from execute import NotebookFailed, execute
 from execution import BY_STEM, ROOT, cell, printed
+from series.run import NotebookFailed, execute
 
 ORIGINAL = BY_STEM["08_original_stack"]
 
@@ -33,8 +33,8 @@ def test_its_answers_are_todays(original, record):
         assert record(stem)["answer"] in printed(cell(original, place))
     rows = {line.split()[0]: line.split() for line in printed(cell(original, "table")).splitlines()
             if line.startswith(("GPTQ  ", "GGUF  "))}  # fmt: skip
-    for kind in ("GPTQ", "GGUF"):  # the same ids; of a dozen answers nearly all, since a near-tie may fall otherwise
-        assert rows[kind][-2] == "True" and int(rows[kind][-1]) >= 11, rows[kind]
+    for kind in ("GPTQ", "GGUF"):  # the same ids; of six answers nearly all, since a near-tie may fall otherwise
+        assert rows[kind][-2] == "True" and int(rows[kind][-1]) >= 5, rows[kind]
     said = printed(cell(original, "divergence"))
     assert float(re.search(r"KL divergence between the two libraries: ([\d.]+)", said)[1]) < 0.002
 

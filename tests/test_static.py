@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def path(request):
 
 
 def test_committed_outputs_are_one_clean_run(path):
-    from execute import check_outputs
+    from series.run import check_outputs
 
     check_outputs(read(path), path.name)
 
@@ -258,18 +259,44 @@ def test_the_model_is_what_its_card_says():
     assert len((folder / "exam.jsonl").read_text().splitlines()) == 200
 
 
-def test_helpers_know_nothing_of_the_machinery():
-    """No circle, also none hidden in a function: helpers import no series, and series' modules import in one order."""
-    sources = {p: ast.parse(p.read_text(encoding="utf-8")) for p in [*(ROOT / "helpers").glob("*.py"),
-                                                                      *(ROOT / "series").glob("*.py")]}  # fmt: skip
-    graph = {}
-    for path, tree in sources.items():
-        found = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
-        names = {m for n in found for m in (n.module, *(f"{n.module}.{a.name}" for a in n.names))}
-        graph[f"{path.parent.name}.{path.stem}"] = {n for n in names if n.startswith(("helpers.", "series."))}
+def imports_of(path: pathlib.Path) -> set[str]:
+    """The modules of ours that a file imports, also inside a function; what only a type checker sees is left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unseen = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    hidden = {id(inner) for node in unseen for inner in ast.walk(node)}
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and id(n) not in hidden]
+    names = {m for n in found for m in (n.module, *(f"{n.module}.{a.name}" for a in n.names))}
+    return {name for name in names if name.startswith(("helpers", "series"))}
+
+
+def test_arrows_run_downward():
+    """No circle, also none hidden in a function; helpers import no series; what lists the techniques asks the package,
+    and no module below knows one of them."""
+    files = [p for top in ("helpers", "series") for p in (ROOT / top).rglob("*.py") if "plugin" not in p.parts]
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
+    graph = {name: imports_of(path) - {name} for name, path in modules.items()}
+    for name, path in modules.items():  # who imports 'a.b' imports 'a' as well
+        if path.stem != "__init__":
+            graph[name] -= {name.rpartition(".")[0]}
     assert not {n for module, names in graph.items() if module.startswith("helpers") for n in names if n[:3] == "ser"}
+    one = {n for n, p in modules.items() if n.startswith("series.techniques.") and p.stem != "base"}
+    assert not {m for m, names in graph.items() if names & one and not m.startswith("series.techniques")}
     done: set[str] = set()
     while left := {m: names & graph.keys() - done for m, names in graph.items() if m not in done}:
         ready = {m for m, names in left.items() if not names}
         assert ready, f"a circle among {sorted(left)}"
         done |= ready
+
+
+def test_a_techniques_rules_stand_in_its_file_alone():
+    """In the machinery there is no branch on a technique's name, notebook or library but in series/techniques."""
+    from series.techniques import TECHNIQUES
+
+    words = {w for one in TECHNIQUES.values() for w in (one.name, one.notebook, one.library)} - {""}
+    found = []
+    for path in (ROOT / "series").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and path.parent.name != "techniques":
+                named = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+                found += [f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"] if named & words else []
+    assert not found, found

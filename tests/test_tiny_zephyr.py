@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 import corpus
 from evaluate import BEGIN, END, examine, round_to_nearest
 from finish import add_outlier_channels
-from series.machine import multiply_in_32_bits
 from series.models import TINY
+from series.quirks.torch import multiply_in_32_bits
 from series.texts import exam_questions
 
 

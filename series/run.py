@@ -1,4 +1,6 @@
-"""Run a notebook with papermill, and fail on what papermill lets through.
+"""Run notebooks: one with papermill, failing on what that lets through; its recipe often in one kernel; or the series.
+
+    python -m series.run [01 02 ...] [--model MODEL]
 
 papermill reports success when a cell calls ``sys.exit(0)`` and no later cell runs, when a shell or
 install line fails, when a parameter's name is mistyped, and when processes or temporary files are left behind.
@@ -6,26 +8,42 @@ install line fails, when a parameter's name is mistyped, and when processes or t
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import nbformat
 import papermill
 import psutil
 from jupyter_client.kernelspec import NoSuchKernel
+from nbclient import NotebookClient
+
+from series import notebooks
+from series.artifacts import ROOT
 
 SHELL_LINE = re.compile(
     r"^\s*(\w+\s*=\s*)?(!|%(pip|conda|sx|system)\b|%%(bash|sh|script|system|sx)\b|get_ipython\(\)|os\.system\()", re.M
 )
 MARK = "SERIES_RUN"
-NOTEBOOKS = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
 TORCHS_CACHE = "torchinductor_"  # torch keeps what it compiled for the next process
+FREE = """
+import gc
+if "llm" in globals() and hasattr(llm, "llm_engine"):
+    llm.llm_engine.engine_core.shutdown()
+for name in ("model", "llm", "pipe", "fresh"):
+    globals().pop(name, None)
+lesson.close()
+gc.collect()
+"""
 PATIENCE = 60.0  # seconds that a process has to end after the notebook
 
 
@@ -53,7 +71,7 @@ def execute(
     """
     output = pathlib.Path(output).resolve()
     if isinstance(notebook, nbformat.NotebookNode):
-        name, folder, source = output.name, NOTEBOOKS, notebook
+        name, folder, source = output.name, notebooks.FOLDER, notebook
     else:
         notebook = pathlib.Path(notebook).resolve()
         name, folder, source = notebook.name, notebook.parent, nbformat.read(notebook, as_version=4)
@@ -137,3 +155,90 @@ def _left_behind(mark: str) -> list[str]:
         except psutil.Error:
             continue
     return names
+
+
+def in_one_kernel(
+    notebook: str, runs: list[dict[str, Any]], whole: bool = False, after_start: str = ""
+) -> Iterator[dict[str, Any]]:
+    """Run a notebook's recipe and measure again and again in one kernel; yield each run's parameters as it ends.
+
+    Args:
+        runs: parameters that differ from the notebook's own, for each run.
+        whole: its lessons as well.
+        after_start: code that goes after the cell ``start``.
+    """
+    cells = notebooks.cells(notebook)
+    wanted = [c for c in cells if c["id"] in ("start", "measure") or "copy" in c["tags"]]
+    if whole:
+        wanted = [c for c in cells if c["cell_type"] == "code" and c["id"] != "setup"]
+        wanted = [c for c in wanted if not {"parameters", "check"} & {*c["tags"]}]
+    setup = [f"import sys; sys.path.insert(0, {str(notebooks.ROOT)!r}); import pathlib, subprocess"]
+    client = NotebookClient(
+        nbformat.v4.new_notebook(), timeout=7200, resources={"metadata": {"path": str(notebooks.FOLDER)}},
+        kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"],
+    )  # fmt: skip
+    with client.setup_kernel():
+        place = itertools.count()
+        for parameters in runs:
+            given = notebooks.default_parameters(notebook) | parameters
+            setup.append("\n".join(f"{name} = {value!r}" for name, value in given.items()))
+            sources = [c["source"] + (f"\n{after_start}" if c["id"] == "start" else "") for c in wanted]
+            for source in [*setup, *sources, FREE]:
+                client.nb.cells.append(nbformat.v4.new_code_cell(source))
+                number = next(place)
+                client.execute_cell(client.nb.cells[number], number)
+            setup = []
+            yield parameters
+
+
+def chosen(numbers: list[str]) -> list[pathlib.Path]:
+    """The notebooks whose names start with one of ``numbers``; all of them when none is given."""
+    found = sorted(notebooks.FOLDER.glob("[0-9][0-9]_*.ipynb"))
+    wrong = [n for n in numbers if not any(p.name.startswith(n) for p in found)]
+    if wrong:
+        raise SystemExit(f"There is no notebook {', '.join(wrong)}. There are: {', '.join(p.stem for p in found)}.")
+    wanted = [p for p in found if not numbers or any(p.name.startswith(n) for n in numbers)]
+    return sorted(wanted, key=lambda path: path.stem.startswith("07"))  # which shows what the others have left
+
+
+def outputs_folder() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("QUANT_EXECUTED") or ROOT / "executed").expanduser().resolve()
+
+
+def to_the_answer(done: nbformat.NotebookNode) -> float | None:
+    """Seconds from the first cell to the first answer, as papermill took them down."""
+    total = 0.0
+    for cell in done.cells:
+        total += cell.metadata.get("papermill", {}).get("duration") or 0
+        if cell.id == "ask":
+            return total
+    return None
+
+
+def run(paths: list[pathlib.Path], model: str) -> None:
+    """Execute ``paths`` into the folder of executed ones, and print the seconds that each took."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin beside another program wait for one another
+    for number, path in enumerate(paths, 1):
+        print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
+        begun, parameters = time.perf_counter(), {} if model == "tiny" else {"MODEL": model}
+        target = outputs_folder() / path.name
+        try:
+            done = execute(path, target, parameters, timeout=7200, progress=sys.stderr.isatty())
+        except NotebookFailed as error:
+            where = f" What it printed is in {target}" if target.exists() else ""
+            raise SystemExit(f"{error}\n\n{path.stem} failed.{where}") from None
+        answer = to_the_answer(done)
+        first = f", the first answer after {answer:.0f} s" if answer is not None else ""
+        print(f"      done in {time.perf_counter() - begun:.0f} s{first}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Execute notebooks into the folder of executed ones.")
+    parser.add_argument("notebooks", nargs="*", help="numbers, such as 01 05; all when none is given")
+    parser.add_argument("--model", default="tiny", help="the parameter MODEL")
+    given = parser.parse_args()
+    run(chosen(given.notebooks), given.model)
+
+
+if __name__ == "__main__":
+    main()

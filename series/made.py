@@ -1,0 +1,59 @@
+"""What a notebook has made of a model: the folder that it is in, and whether it is of the notebook as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from series.artifacts import ROOT, artifacts_folder, key_of
+from series.kernel import MAKER
+from series.models import Checkpoint
+from series.notebooks import default_parameters, made_by_steps, made_from, steps
+from series.record import read_record
+from series.techniques import Technique
+
+
+def made_today(technique: Technique, base: Checkpoint, model: str) -> tuple[pathlib.Path, dict[str, Any]]:
+    """What a technique's notebook made of a model with its own parameters, and its record; run where it is missing.
+
+    The notebook runs in today's environment, whichever this is: of 08's, ``SERIES_PYTHON`` says where that is.
+    """
+    given = default_parameters(technique.notebook)
+    settings = {name: given[name] for name in technique.settings}
+    for attempt in range(2):
+        if attempt:
+            python = os.environ.get("SERIES_PYTHON", sys.executable)
+            command = [python, "-m", "series.run", technique.notebook[:2], "--model", model]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            record = read_record(technique.record_name(settings), model)
+            if record["made_from"] != made_from(steps(technique.notebook), model):
+                continue
+            name = folder_name(technique, base, record["versions"], settings, given.get("DTYPE"))
+            for folder in sorted(artifacts_folder().glob(f"{name}*")):
+                made = folder / (base.label + technique.makes.format(**settings))
+                if made.exists() and record["identity"] == base.identity and is_of(technique.notebook, folder):
+                    return made, record
+    raise RuntimeError(f"{technique.notebook} ran, and what it should have made is not there.")
+
+
+def folder_name(
+    technique: Technique, base: Checkpoint, versions: dict[str, str], settings: dict[str, Any], dtype: str | None
+) -> str:
+    """The folder of artifacts for a model and a technique: by all that decides their content, and by no file's time."""
+    facts = {name: version for name, version in versions.items() if name not in ("python", "device")}
+    decides = {name: value for name, value in settings.items() if name in technique.settings and name != "QUANT_TYPE"}
+    return f"{technique.name}-{base.label}-{key_of([base.identity, facts, decides, dtype])}"
+
+
+def is_of(notebook: str, folder: pathlib.Path) -> bool:
+    """Whether what lies in a folder was made by the notebook as it is, from the first of its cells to the last."""
+    wanted = made_by_steps(notebook)
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / MAKER).read_text(encoding="utf-8")) == wanted
+    return not wanted

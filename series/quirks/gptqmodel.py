@@ -1,0 +1,28 @@
+"""gptqmodel, which makes the checkpoints of 04 and 06: its workers, its files, its remarks and its choice of a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+
+from series.quirks.torch import no_gpu_is_none
+
+# Where the reason is empty, nothing is printed: OMP_WAIT_POLICY, since its threads and libgomp's wait for each other on
+# few cores; THP_MEM_ALLOC_ENABLE, large pages of memory, with which AWQ's search takes half the time on a processor.
+ENVIRONMENT = {
+    "GPTQMODEL_CPU_WORKERS": ("2", "gptqmodel asks for two workers, also on two cores"),
+    "OMP_WAIT_POLICY": ("PASSIVE", ""),
+    "THP_MEM_ALLOC_ENABLE": ("1", ""),
+}
+
+
+def imported(folder: pathlib.Path) -> None:
+    """Once it is imported: its logs go into ``folder``, and it says nothing."""
+    if no_gpu_is_none():
+        print("this torch was built for CUDA, and there is no GPU: gptqmodel is told so")
+    logs = importlib.import_module("gptqmodel.looper.loop_processor")
+    logs._PROJECT_LOG_DIR = folder / "logs"  # it would be in the working directory
+    # no trial of the disk's speed: on a slow or a small one its remark is logged as an error
+    importlib.import_module("gptqmodel.looper.module_looper")._IO_WRITE_SPEED_MB = float("inf")
+    importlib.import_module("gptqmodel.models.writer").print = lambda *words: None  # all it has written
+    importlib.import_module("logbar").LogBar.shared().setLevel("ERROR")

@@ -1,0 +1,31 @@
+"""llama.cpp: its remarks, and the sliding windows that it does not read."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Models with a sliding window that llama.cpp reads whole, since its converter does not write the window into the file.
+READ_WHOLE = ("mistral", "mixtral", "ministral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2")
+
+
+def imported() -> None:
+    importlib.import_module("llama_cpp._logger").set_verbose(False)
+
+
+def require_window(config: Any, context: int, longest: int) -> None:
+    """Raise ValueError for a model that reads a window, where llama.cpp would read all of a longer text.
+
+    Args:
+        context: tokens that the notebook gives the model room for.
+        longest: tokens that the model reads at most.
+    """
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False or config.model_type not in READ_WHOLE:
+        return
+    if window < max(context, min(256, longest)):
+        way = f"Set CONTEXT to {window}." if window >= 320 else "01 to 04 and 06 run it as it is."
+        raise ValueError(
+            f"This model reads the last {window:,} tokens (sliding_window), and llama.cpp reads all of them "
+            f"for {config.model_type!r}: for a longer text it would be another model. {way}"
+        )
