@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+from collections.abc import Mapping
 from typing import Any
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-9}  # tensors and arrays agree within 0.1 %
@@ -66,7 +67,7 @@ def _rounded(given: Any, expected: float) -> bool:
     return digits >= 3 and float(f"{expected:.{digits}g}") == given
 
 
-def _close(given: Any, expected: Any, within: dict[str, float] = CLOSE) -> bool:
+def _close(given: Any, expected: Any, within: Mapping[str, float] = CLOSE) -> bool:
     import torch  # its comparison of numbers, arrays and tensors, with shapes
 
     try:

@@ -113,7 +113,7 @@ def clear_cache(namespace: dict[str, Any] | None = None) -> Cleared:
         if hasattr(sys, name):
             delattr(sys, name)
     # vLLM's record of which tokenizer's method takes what keeps three tokenizers of every engine alive.
-    record = getattr(sys.modules.get("vllm.utils.func_utils"), "_supports_kw", None)
+    record: Any = getattr(sys.modules.get("vllm.utils.func_utils"), "_supports_kw", None)
     if hasattr(record, "cache_clear"):
         record.cache_clear()
     # A thread of gptqmodel's keeps its last task, and with it the model, until it gets the next one.
@@ -159,7 +159,8 @@ def _forget_results(shell: Any) -> None:
 def _clear_frames() -> None:
     """Empty the finished frames that an exception leads to, kept by a library: their variables hold models."""
     for error in [o for o in gc.get_objects() if issubclass(type(o), BaseException)]:
-        for frame, _ in traceback.walk_tb(error.__traceback__):
+        for first, _ in traceback.walk_tb(error.__traceback__):
+            frame: types.FrameType | None = first
             while frame is not None:
                 if not frame.f_code.co_flags & SUSPENDS:
                     with contextlib.suppress(RuntimeError):  # it is running

@@ -51,11 +51,12 @@ def model_weights(config: Any) -> list[Weight]:
     'linear' are the matrices inside the blocks, [outputs, inputs], which the techniques quantize. A head that
     shares the embedding's matrix is not listed twice.
     """
-    return list(_weights(type(config), json.dumps(config.to_dict(), sort_keys=True, default=str)))
+    kind: Any = type(config)
+    return list(_weights(kind, json.dumps(config.to_dict(), sort_keys=True, default=str)))
 
 
 @functools.lru_cache(maxsize=8)
-def _weights(kind: type, settings: str) -> tuple[Weight, ...]:
+def _weights(kind: Any, settings: str) -> tuple[Weight, ...]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -148,7 +149,7 @@ def _in_a_block(weight: Weight, config: Any, imatrix: bool) -> dict[str, str]:
         if wide:
             others |= {"Q2_K_S": "Q4_K", "IQ3_XS": "Q4_K", "IQ3_S": "Q4_K", "IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}
         if layers == 80 and grouped > 1:  # llama.cpp knows a model of 70 billion weights by its layers
-            others = {name: "Q5_K" if others.get(name, name[:4]) in ("Q3_K", "Q4_K") else others.get(name)
+            others = {name: "Q5_K" if others.get(name, name[:4]) in ("Q3_K", "Q4_K") else others[name]
                       for name in GGUF_TYPES if name in others or name[:4] in ("Q3_K", "Q4_K")}  # fmt: skip
         return rules | others
     if part == "down_proj":

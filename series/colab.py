@@ -68,7 +68,7 @@ def llama_build(driver: tuple[int, int] | None) -> str:
     The newest that the driver supports. Within CUDA 12, and within 13, the oldest runs with an older driver too.
     """
     same = [cuda for cuda in LLAMA_CUDA if driver and cuda[0] == driver[0]]
-    if not same:
+    if driver is None or not same:
         return "cpu"
     major, minor = max([cuda for cuda in same if cuda <= driver] or same[:1])
     return f"cu{major}{minor}"

@@ -95,21 +95,21 @@ def fit_on(
     if not hasattr(config, "num_hidden_layers"):
         raise ValueError(f"This series takes models of text alone; {config.model_type!r} holds several models in one.")
     cache = cache_bytes(config, context) * whole // 2
-    parts = [weight_bytes(config, kind, bits, group_size, imatrix=imatrix, whole=whole), cache]
-    if where == "memory" or not machine.gpus:
+    weights, gpu = weight_bytes(config, kind, bits, group_size, imatrix=imatrix, whole=whole), machine.gpu
+    if where == "memory" or gpu is None:
         free, place = machine.free, "in this machine's memory"
     elif where == "spread":
         overhead *= len(machine.gpus)
-        free = sum(gpu.free for gpu in machine.gpus)
-        place = f"on {machine.gpu.name if len(machine.gpus) == 1 else f'{len(machine.gpus)} GPUs'}"
-        if sum(parts) + overhead > free:  # transformers keeps what does not fit in memory, and fetches it at each step
+        free = sum(each.free for each in machine.gpus)
+        place = f"on {gpu.name if len(machine.gpus) == 1 else f'{len(machine.gpus)} GPUs'}"
+        if weights + cache + overhead > free:  # transformers keeps what does not fit in memory, and fetches it at each step
             free, place = free + machine.free, f"{place} and in memory, where the layers beyond the GPU wait: slow"
     else:
-        free, place = machine.gpu.free, f"on {machine.gpu.name}"
+        free, place = gpu.free, f"on {gpu.name}"
         if gpus > 1:
-            parts = [ceil(part / gpus) for part in parts]
-            free, place = min(gpu.free for gpu in machine.gpus[:gpus]), f"on the fullest of {gpus} GPUs"
-    return Fit(kind, *parts, overhead, free, place, whole, gpus)
+            weights, cache = ceil(weights / gpus), ceil(cache / gpus)
+            free, place = min(each.free for each in machine.gpus[:gpus]), f"on the fullest of {gpus} GPUs"
+    return Fit(kind, weights, cache, overhead, free, place, whole, gpus)
 
 
 def preflight(
@@ -137,7 +137,7 @@ def preflight(
     found = fit_on(machine, config, kind, **settings)
     download = sum(checkpoint.download for checkpoint in fetched)
     for checkpoint in fetched:
-        if not checkpoint.is_local:
+        if checkpoint.revision is not None:
             size = f"{gb(checkpoint.download)} to fetch" if checkpoint.download else "already here"
             print(f"{checkpoint.source} at {checkpoint.revision[:12]}: {size}")
     print(f"{found}\nkernel: {machine.kernel(kind, settings.get('bits', 4))}")

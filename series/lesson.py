@@ -14,7 +14,8 @@ import tempfile
 from typing import Any
 
 from helpers.sizes import block_linears
-from series import fit, gate, kernel, made, measure, models, techniques
+from series import fit as fits
+from series import gate, kernel, made, measure, models, techniques
 from series.artifacts import (
     SYSTEMS_TEMPORARY,
     artifacts_folder,
@@ -47,14 +48,15 @@ class Lesson:
         folder, temporary: for what is made, and for what is gone with the kernel.
     """
 
-    fit: fit.Fit
-    _windows, _questions = None, None  # all of them
+    fit: fits.Fit
+    _windows: int | None = None  # all of them
+    _questions: int | None = None
 
     def __init__(self, technique: Technique, namespace: dict[str, Any]) -> None:
         self.kernel = kernel.Kernel(technique.notebook, self._explain)
         check_parameters(namespace, techniques.PARAMETERS)
-        self.technique, self.model, self.given = technique, namespace.get("MODEL"), namespace
-        theirs = technique.published.get(self.model) if isinstance(self.model, str) else None
+        self.technique, self.model, self.given = technique, models.named(namespace.get("MODEL")), namespace
+        theirs = technique.published.get(self.model)
         self.settings = {name: namespace[name] for name in technique.settings if name in namespace}
         self.asked = dict(self.settings)  # a record's name is by what was asked for, whatever this model forces
         if theirs and any(self.settings.get(name, value) != value for name, value in PUBLISHED.items()):
@@ -132,7 +134,7 @@ class Lesson:
         if given.get("DTYPE") == "bfloat16" and machine.dtype == "float16":
             self.set("DTYPE", "float16", machine.why_dtype.partition(": ")[2])
         if "GROUP_SIZE" in given:
-            size = fit.fitting_group(self.config, given["GROUP_SIZE"])
+            size = fits.fitting_group(self.config, given["GROUP_SIZE"])
             self.set("GROUP_SIZE", size, "the largest group that divides this model's widths")
         self.technique.decide(self)
 
@@ -144,7 +146,7 @@ class Lesson:
             refuse(self.config)
         self.technique.require(self)
 
-    def _preflight(self) -> fit.Fit:
+    def _preflight(self) -> fits.Fit:
         given, technique = self.given, self.technique
         more = {"where": technique.where, "context": given.get("CONTEXT", 512)}
         if "GROUP_SIZE" in given:
@@ -154,7 +156,7 @@ class Lesson:
         more |= technique.room(self)
         make, kind = technique.calibrates and not self.published, technique.format_of(self.settings)
         fetched = self.published or self.base
-        found = fit.preflight(self.machine, self.config, kind, fetched, make=make, offers=techniques.offers, **more)
+        found = fits.preflight(self.machine, self.config, kind, fetched, make=make, offers=techniques.offers, **more)
         technique.require_room(self)
         return found
 
@@ -198,7 +200,7 @@ class Lesson:
 
         def look() -> None:
             gate.require_numbers(folder, dtype)
-            if dtype == "float16" and fit.fit_on(self.machine, self.config, "16-bit", where="spread").fits:
+            if dtype == "float16" and fits.fit_on(self.machine, self.config, "16-bit", where="spread").fits:
                 with quiet():  # a GPU shows it as it is, and bfloat16 by its range
                     where = gate.beyond_float16(folder, "float16" if self.machine.gpus else "bfloat16")
                 if where:

@@ -77,6 +77,13 @@ class Checkpoint:
         return folder
 
 
+def named(value: Any) -> str:
+    """The parameter MODEL; ValueError where it is no text."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"MODEL must be a name, a folder or a hub id, but is {value!r}. Try MODEL = 'tiny'.")
+    return value
+
+
 def find(name: str, weights: bool = True) -> Checkpoint:
     """Say where the files of ``MODEL = name`` are, and that they are sound, before anything is loaded.
 
@@ -91,9 +98,7 @@ def find(name: str, weights: bool = True) -> Checkpoint:
         ValueError: ``name`` is none of the three, or a folder that holds no sound model.
         ConnectionError: the model is on the hub, and the hub cannot be reached.
     """
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"MODEL must be a name, a folder or a hub id, but is {name!r}. Try MODEL = 'tiny'.")
-    name = MODELS.get(name, name)
+    name = MODELS.get(named(name), name)
     try:
         folder = pathlib.Path(name).expanduser()
         is_folder = folder.is_dir()
@@ -467,7 +472,8 @@ def first_block(path: str | os.PathLike[str], dtype: Any) -> Any:
         number = re.search(r"\blayers\.(\d+)\.", name)
         return int(number[1]) == 0 if number else "embed" in name
 
-    weights, index = {}, folder / "model.safetensors.index.json"
+    weights: dict[str, Any] = {}
+    index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = {folder / file for name, file in read_json(index)["weight_map"].items() if wanted(name)}
     else:

@@ -58,7 +58,7 @@ def code_digest(*sources: str) -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
                 if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                    node.body = body[1:] or [ast.Pass()]
+                    body[:] = body[1:] or [ast.Pass()]
         trees.append(ast.dump(tree))
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
 

@@ -60,7 +60,7 @@ def perplexity(windows: list[list[int]], scores: list[Any]) -> float:
         windows: lists of token ids.
         scores: for each window its log-probabilities, [positions, vocabulary]; row i guesses token i + 1.
     """
-    total = count = 0
+    total, count = 0.0, 0
     for ids, rows in zip(windows, scores, strict=True):
         if not len(ids) - 1 <= len(rows) <= len(ids):
             raise ValueError(f"A window of {len(ids)} tokens has {len(rows)} rows of log-probabilities.")

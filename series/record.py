@@ -17,7 +17,7 @@ from series.notebooks import default_parameters, made_from, steps
 from series.quality import distance, perplexity, right_answers
 from series.techniques import TECHNIQUES
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "name": str,  # what the tables call it, such as 'GPTQ 4-bit'
     "technique": str,  # a name in series.techniques
     "library": str,  # the library that runs the model

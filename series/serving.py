@@ -99,12 +99,14 @@ def watch() -> subprocess.Popen:
     """
     while _watchers:
         earlier = _watchers.pop()
-        earlier.stdin.close()
+        if earlier.stdin:
+            earlier.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a fork of this kernel may hold the other end
             earlier.wait(20)
     mark = uuid.uuid4().hex
-    settings = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    watcher = subprocess.Popen([sys.executable, "-c", WATCH, mark], **settings)
+    none = subprocess.DEVNULL
+    command = [sys.executable, "-c", WATCH, mark]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=none, stderr=none, start_new_session=True)
     os.environ[MARK] = mark
     _watchers.append(watcher)
     return watcher

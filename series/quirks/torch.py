@@ -25,11 +25,11 @@ def multiply_in_32_bits() -> bool:
                 b = b.dequantize()
             if not a.dtype == b.dtype == torch.bfloat16:
                 return plain(a, b, *more, **named)
-            more = [None if m is None else m.float() for m in more]
+            wide = [None if m is None else m.float() for m in more]
             named = {name: None if m is None else m.float() for name, m in named.items()}
-            return plain(a.float(), b.float(), *more, **named).to(torch.bfloat16)
+            return plain(a.float(), b.float(), *wide, **named).to(torch.bfloat16)
 
-        product.plain = plain
+        setattr(product, "plain", plain)  # noqa: B010
         return product
 
     for module, name in places:

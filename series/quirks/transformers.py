@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from typing import Any
 
 
 def imported() -> None:
@@ -14,5 +15,5 @@ def imported() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if "TQDM_DISABLE" in os.environ:  # which Accelerate's own bar does not ask
-        bars = importlib.import_module("accelerate.utils.modeling")
+        bars: Any = importlib.import_module("accelerate.utils.modeling")
         bars.tqdm = functools.partial(importlib.import_module("accelerate.utils.tqdm").tqdm, disable=True)
