@@ -90,8 +90,12 @@ def _almost(given: Any, expected: Any) -> str:
     return f"other dtype: {given.dtype} instead of {expected.dtype}" if _close(given, expected) else ""
 
 
-UNITS = {2**30 / 1e9: "in GiB: the question asks for GB, 10^9 bytes", 1e-9: "in bytes: the question asks for GB",
-         1e-3: "in MB: the question asks for GB", 0.01: "in percent: the question asks for a share"}  # fmt: skip
+UNITS = {
+    2**30 / 1e9: "in GiB: the question asks for GB, 10^9 bytes",
+    1e-9: "in bytes: the question asks for GB",
+    1e-3: "in MB: the question asks for GB",
+    0.01: "in percent: the question asks for a share",
+}
 
 
 def _other_form(given: Any, expected: Any) -> str:

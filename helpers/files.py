@@ -10,15 +10,31 @@ from helpers.sizes import GGUF_TYPES, LARGE_ENDS, bits_per_weight, cache_bytes, 
 
 # What publishers write -> the format, as ``weight_bytes`` knows it. The longest are tried first.
 NAMES = {name: name for name in (*GGUF_TYPES, *LARGE_ENDS)} | {
-    "BF16": "16-bit", "W4A16": "GPTQ", "GPTQ": "GPTQ", "AutoRound": "GPTQ", "AWQ": "AWQ", "bnb-4bit": "NF4",
-    "NF4": "NF4", "W8A8": "INT8", "W8A16": "INT8", "INT8": "INT8", "FP8": "FP8", "NVFP4": "NVFP4", "MXFP4": "MXFP4",
-}  # fmt: skip
+    "BF16": "16-bit",
+    "W4A16": "GPTQ",
+    "GPTQ": "GPTQ",
+    "AutoRound": "GPTQ",
+    "AWQ": "AWQ",
+    "bnb-4bit": "NF4",
+    "NF4": "NF4",
+    "W8A8": "INT8",
+    "W8A16": "INT8",
+    "INT8": "INT8",
+    "FP8": "FP8",
+    "NVFP4": "NVFP4",
+    "MXFP4": "MXFP4",
+}
 # The range of compute capability of the NVIDIA cards that run the format, and the range in which activations may have
 # its own type, which makes prefill faster. By vLLM 0.32: tests/test_helpers.py asks it for the lower ends and
 # for that of FP8; the others are its documentation's (features/quantization).
-CAPABILITY = {"GPTQ": ((7.5, 99), None), "AWQ": ((7.5, 99), None), "INT8": ((7.5, 9.9), (7.5, 9.9)),
-              "FP8": ((7.5, 99), (8.9, 99)), "MXFP4": ((8.0, 99), (10.0, 99)),
-              "NVFP4": ((7.5, 99), (10.0, 99))}  # fmt: skip
+CAPABILITY = {
+    "GPTQ": ((7.5, 99), None),
+    "AWQ": ((7.5, 99), None),
+    "INT8": ((7.5, 9.9), (7.5, 9.9)),
+    "FP8": ((7.5, 99), (8.9, 99)),
+    "MXFP4": ((8.0, 99), (10.0, 99)),
+    "NVFP4": ((7.5, 99), (10.0, 99)),
+}
 OVERHEAD = 1e9  # bytes: the libraries, the GPU's context, what is computed between the layers
 PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
@@ -77,8 +93,9 @@ def which_file(
         ValueError: ``memory`` or ``context`` is no positive number, no name is left, or the model has experts.
     """
     if experts_of(config):
-        raise ValueError(f"{config.model_type!r} is a mixture of experts, whose sizes are not computed here: the page "
-                         "shows them.")  # fmt: skip
+        raise ValueError(
+            f"{config.model_type!r} is a mixture of experts, whose sizes are not computed here: the page shows them."
+        )
     if not memory > 0 or not context > 0:
         raise ValueError(f"memory (bytes) and context (tokens) must be positive; they are {memory!r} and {context!r}.")
     given: dict[str, int | None] = {}
@@ -97,8 +114,18 @@ def which_file(
             size = weight_bytes(config, kind, imatrix=imatrix)
         bits, needs = (None, None) if size is None else (8 * size / count, size + rest)
         blocks = bits_per_weight(config, kind, imatrix=imatrix) if kind else None
-        rows.append({"name": name, "format": kind or "?", "blocks": blocks, "bits": bits, "bytes": size, "needs": needs,
-                     "fits": needs is not None and needs <= memory, "note": note})  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "format": kind or "?",
+                "blocks": blocks,
+                "bits": bits,
+                "bytes": size,
+                "needs": needs,
+                "fits": needs is not None and needs <= memory,
+                "note": note,
+            }
+        )
 
     def place(row: dict[str, Any]) -> tuple[bool, float, float]:
         fine = row["blocks"] or row["bits"] or 99.0

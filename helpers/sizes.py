@@ -11,20 +11,65 @@ from typing import Any
 
 # Bits per weight of llama.cpp's types, scales included (ggml's block sizes: block bytes * 8 / block length).
 GGML_BITS = {
-    "F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q4_K": 4.5, "Q3_K": 3.4375,
-    "Q2_K": 2.625, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5, "IQ4_NL": 4.5, "IQ4_XS": 4.25, "IQ3_S": 3.4375,
-    "IQ3_XXS": 3.0625, "IQ2_S": 2.5625, "IQ2_XS": 2.3125, "IQ2_XXS": 2.0625, "IQ1_M": 1.75, "IQ1_S": 1.5625,
-}  # fmt: skip
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "Q8_0": 8.5,
+    "Q6_K": 6.5625,
+    "Q5_K": 5.5,
+    "Q4_K": 4.5,
+    "Q3_K": 3.4375,
+    "Q2_K": 2.625,
+    "Q5_1": 6,
+    "Q5_0": 5.5,
+    "Q4_1": 5,
+    "Q4_0": 4.5,
+    "IQ4_NL": 4.5,
+    "IQ4_XS": 4.25,
+    "IQ3_S": 3.4375,
+    "IQ3_XXS": 3.0625,
+    "IQ2_S": 2.5625,
+    "IQ2_XS": 2.3125,
+    "IQ2_XXS": 2.0625,
+    "IQ1_M": 1.75,
+    "IQ1_S": 1.5625,
+}
 BLOCKS_OF_32 = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 # Used when a width is no multiple of 256, the length of a super-block.
 FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"} | {
-    name: "IQ4_NL" for name in GGML_BITS if name.startswith("IQ")}  # fmt: skip
+    name: "IQ4_NL" for name in GGML_BITS if name.startswith("IQ")
+}
 # What a file may be called, the finest first.
 GGUF_TYPES = (
-    "F16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "IQ4_NL", "Q4_0", "IQ4_XS",
-    "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S", "Q3_K_S", "IQ3_XS", "Q2_K", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS",
-    "IQ2_XXS", "IQ1_M", "IQ1_S",
-)  # fmt: skip
+    "F16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_1",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q5_0",
+    "Q4_1",
+    "Q4_K_M",
+    "Q4_K_S",
+    "IQ4_NL",
+    "Q4_0",
+    "IQ4_XS",
+    "Q3_K_L",
+    "Q3_K_M",
+    "IQ3_M",
+    "IQ3_S",
+    "Q3_K_S",
+    "IQ3_XS",
+    "Q2_K",
+    "IQ3_XXS",
+    "Q2_K_S",
+    "IQ2_M",
+    "IQ2_S",
+    "IQ2_XS",
+    "IQ2_XXS",
+    "IQ1_M",
+    "IQ1_S",
+)
 # Those that llama.cpp makes with an importance matrix only.
 NEED_IMATRIX = ("IQ3_XXS", "IQ3_XS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 # What publishers call a file whose embedding and head are Q8_0, and otherwise another type.
@@ -142,15 +187,21 @@ def _in_a_block(weight: Weight, config: Any, imatrix: bool) -> dict[str, str]:
         low, wide = {"IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}, grouped >= 4
         rules = {name: "Q4_K" if wide else low.get(name, "Q2_K") for name in GGUF_TYPES if name[:3] in ("IQ1", "IQ2")}
         others = finer | {
-            "Q2_K": "Q4_K" if wide else "Q3_K", "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K", "Q3_K_L": "Q5_K",
-            "IQ3_M": "Q4_K", "IQ3_XXS": "Q4_K" if wide else "IQ3_XXS" if imatrix else "IQ3_S",
-        }  # fmt: skip
+            "Q2_K": "Q4_K" if wide else "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+            "Q3_K_L": "Q5_K",
+            "IQ3_M": "Q4_K",
+            "IQ3_XXS": "Q4_K" if wide else "IQ3_XXS" if imatrix else "IQ3_S",
+        }
         others |= {"Q4_K_S": "Q5_K"} if layer < 4 else {}
         if wide:
             others |= {"Q2_K_S": "Q4_K", "IQ3_XS": "Q4_K", "IQ3_S": "Q4_K", "IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}
         if layers == 80 and grouped > 1:  # llama.cpp knows a model of 70 billion weights by its layers
-            others = {name: "Q5_K" if others.get(name, name[:4]) in ("Q3_K", "Q4_K") else others[name]
-                      for name in GGUF_TYPES if name in others or name[:4] in ("Q3_K", "Q4_K")}  # fmt: skip
+            others = {
+                name: "Q5_K" if others.get(name, name[:4]) in ("Q3_K", "Q4_K") else others[name]
+                for name in GGUF_TYPES
+                if name in others or name[:4] in ("Q3_K", "Q4_K")
+            }
         return rules | others
     if part == "down_proj":
         rules = finer | {"Q2_K": "Q3_K", "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K", "Q3_K_L": "Q5_K"}
@@ -161,8 +212,17 @@ def _in_a_block(weight: Weight, config: Any, imatrix: bool) -> dict[str, str]:
             rules |= {"Q4_0": "Q4_1", "Q5_0": "Q5_1"} if imatrix else {"IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}
         return rules
     if part == "o_proj":
-        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_XXS": "IQ3_S", "IQ3_M": "Q4_K",
-                "IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}  # fmt: skip
+        return {
+            "Q2_K": "Q3_K",
+            "Q3_K_M": "Q4_K",
+            "Q3_K_L": "Q5_K",
+            "IQ3_XXS": "IQ3_S",
+            "IQ3_M": "Q4_K",
+            "IQ1_S": "IQ2_XXS",
+            "IQ1_M": "IQ2_XXS",
+            "IQ2_S": "IQ3_S",
+            "IQ2_M": "IQ3_S",
+        }
     if part in ("q_proj", "k_proj"):
         return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}
     return {"IQ3_XS": "IQ3_XXS"} if middle else {}
@@ -194,9 +254,7 @@ def linear_bytes(weight: Weight, kind: str, bits: int = 4, group_size: int = 128
     return size + (4 * inputs if kind == "GPTQ" else 0)
 
 
-def bits_per_weight(
-    config: Any, kind: str, bits: int = 4, group_size: int = 128, *, imatrix: bool = False
-) -> float:
+def bits_per_weight(config: Any, kind: str, bits: int = 4, group_size: int = 128, *, imatrix: bool = False) -> float:
     """Bits per weight in the blocks' linear layers alone, constants included: the format without the rest."""
     linear = [w for w in model_weights(config) if w.role == "linear"]
     total = sum(_bytes(w, config, kind, bits, group_size, tied=False, imatrix=imatrix) for w in linear)

@@ -230,7 +230,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("AWQ for 16 bits", [("speed", '"16-bit"][count]', '"AWQ"][count]')]),
         ("the model kept", [("free", "del model, weight", "kept = model\ndel model, weight")]),
     ],
-}  # fmt: skip
+}
 
 
 def sabotage(notebook: nbformat.NotebookNode, edits: list[tuple]) -> None:
@@ -270,7 +270,7 @@ def attempt(stem: str, edits: list[tuple], copy: pathlib.Path) -> tuple[str, flo
         files = [f"tests/{name}.py" for name in (*TESTS, *own)]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *files]
         done = subprocess.run([*command, "-m", "not slow", "-k", f"({' or '.join([stem, *own])}) and {READERS}"], cwd=copy, env=env,
-                              capture_output=True, text=True)  # fmt: skip
+                              capture_output=True, text=True)
     finally:
         path.write_bytes(original)
     if done.returncode not in (0, 1):
@@ -335,7 +335,7 @@ def summary(rows: dict[tuple[str, str], tuple[str, str]]) -> str:
     caught = sum(verdict != ESCAPED for verdict in tried.values())
     outputs = sum("test_committed_outputs_are_fresh" in verdict for verdict in tried.values())
     return (f"{len(tried)} sabotages, {caught} caught by tests of behaviour, {outputs} of these first by the comparison "
-            f"with the committed outputs; {controls.count('passed')} of {len(controls)} controls pass.")  # fmt: skip
+            f"with the committed outputs; {controls.count('passed')} of {len(controls)} controls pass.")
 
 
 def say(jobs: list[tuple], rows: dict, out: str | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import pathlib
 import platform
 import shutil
@@ -29,14 +28,10 @@ def machine() -> str:
 
 
 def versions() -> str:
-    found = {}
-    for package in PACKAGES:
-        for name in (package, f"{package}-cpu"):
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    return ", ".join([f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in found.items())])
+    from series import installed
+
+    found = {name: installed.version(name) for name in map(installed.as_installed, PACKAGES)}
+    return ", ".join([f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in found.items() if v)])
 
 
 def commit() -> str:

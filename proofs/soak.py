@@ -58,8 +58,12 @@ READER = [  # after the recipe, as a reader would
 
 def soak(folder: str, names: list[str], rounds: int) -> list[dict]:
     """The state after each release: technique, round, and what FREE prints."""
-    client = NotebookClient(nbformat.v4.new_notebook(), timeout=3600, kernel_name="python3",
-                            resources={"metadata": {"path": str(notebooks.FOLDER)}})  # fmt: skip
+    client = NotebookClient(
+        nbformat.v4.new_notebook(),
+        timeout=3600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(notebooks.FOLDER)}},
+    )
     found = []
 
     def run(source: str) -> str:
@@ -101,9 +105,12 @@ def main() -> None:
         size = sum(f.stat().st_size for f in base.glob("*.safetensors"))
         found = soak(str(base), given.techniques, given.rounds)
     first = {row["technique"]: row for row in found if row["round"] == 1}
-    lines = [f"A 16-bit model of {size / 1e6:,.0f} MB; {len(found)} releases. Above the first round:", "",
-             "| technique | resident, at most | GPU, at most | children | ports | held |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"A 16-bit model of {size / 1e6:,.0f} MB; {len(found)} releases. Above the first round:",
+        "",
+        "| technique | resident, at most | GPU, at most | children | ports | held |",
+        "|---|---|---|---|---|---|",
+    ]
     worst, left = 0.0, 0
     for name, start in first.items():
         rows = [row for row in found if row["technique"] == name]
@@ -111,8 +118,12 @@ def main() -> None:
         worst = max(worst, most["resident"] / size, most["gpu"] / size)
         left = max(left, most["children"], most["ports"])
         held = sorted({text for row in rows for text in row["held"]})
-        cells = [name, *(f"{most[key] / 1e6:+.1f} MB" for key in ("resident", "gpu")),
-                 *(f"{most[key]:+}" for key in ("children", "ports")), ", ".join(held) or "nothing"]  # fmt: skip
+        cells = [
+            name,
+            *(f"{most[key] / 1e6:+.1f} MB" for key in ("resident", "gpu")),
+            *(f"{most[key]:+}" for key in ("children", "ports")),
+            ", ".join(held) or "nothing",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     verdict = "passed" if worst < LIMIT and left <= 0 and not any(row["held"] for row in found) else "FAILED"
     lines += ["", f"At most {worst:.2%} of the model; the limit is {LIMIT:.0%}: {verdict}."]

@@ -49,8 +49,9 @@ DTYPE = torch.bfloat16
 def load(folder: str | pathlib.Path, **settings: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE, device_map="auto" if DEVICE == "cuda" else "cpu",
-                                                **settings)  # fmt: skip
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=DTYPE, device_map="auto" if DEVICE == "cuda" else "cpu", **settings
+    )
 
 
 # Each of these takes an empty folder, and returns the model as it was made, and a function that loads it back from what
@@ -104,8 +105,9 @@ def mxfp4(folder: pathlib.Path) -> Made:
     from transformers import TorchAoConfig
 
     four = torch.float4_e2m1fn_x2
-    config = MXDynamicActivationMXWeightConfig(activation_dtype=four, weight_dtype=four,
-                                               kernel_preference=KernelPreference.EMULATED)  # fmt: skip
+    config = MXDynamicActivationMXWeightConfig(
+        activation_dtype=four, weight_dtype=four, kernel_preference=KernelPreference.EMULATED
+    )
     return by_config(lambda: TorchAoConfig(config))(folder)
 
 
@@ -141,8 +143,9 @@ def autoround(scheme: str, form: str, iters: int) -> Callable[[pathlib.Path], Ma
         from transformers import AutoTokenizer
 
         tokenizer, texts = AutoTokenizer.from_pretrained(TINY), calibration_texts(64)
-        maker = AutoRound(load(TINY), tokenizer, scheme=scheme, iters=iters, nsamples=64, seqlen=128, dataset=texts,
-                          device_map=DEVICE)  # fmt: skip
+        maker = AutoRound(
+            load(TINY), tokenizer, scheme=scheme, iters=iters, nsamples=64, seqlen=128, dataset=texts, device_map=DEVICE
+        )
         maker.quantize_and_save(str(folder), format=form)
         files = list(folder.rglob("*.gguf"))
         if files:
@@ -176,8 +179,11 @@ def compressed(scheme: str) -> Callable[[pathlib.Path], Made]:
         from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
         model = load(TINY).to("cpu")
-        found = QuantizationConfig(config_groups={"group_0": preset_name_to_scheme(scheme, ["Linear"])},
-                                   ignore=["lm_head"], quantization_status=QuantizationStatus.INITIALIZED)  # fmt: skip
+        found = QuantizationConfig(
+            config_groups={"group_0": preset_name_to_scheme(scheme, ["Linear"])},
+            ignore=["lm_head"],
+            quantization_status=QuantizationStatus.INITIALIZED,
+        )
         apply_quantization_config(model, found)
         for module in model.modules():
             if (rule := getattr(module, "quantization_scheme", None)) is None:
@@ -226,7 +232,7 @@ METHODS: dict[str, tuple[str, Callable[[pathlib.Path], Made]]] = {
     "W4A16, compressed-tensors": ("compressed-tensors", compressed("W4A16")),
     "FP8 dynamic, compressed-tensors": ("compressed-tensors", compressed("FP8_DYNAMIC")),
     "NVFP4 weights, compressed-tensors": ("compressed-tensors", compressed("NVFP4A16")),
-}  # fmt: skip
+}
 
 
 def one_sentence(error: BaseException) -> str:
@@ -310,9 +316,14 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 rows[name] = {"name": name, "library": METHODS[name][0], "said": f"not within {LIMIT} s"}
             print(f"{name}: {rows[name]['said']}", flush=True)
-            result = {"made_by": "scripts/formats.py", "date": time.strftime("%Y-%m-%d"), "device": device_name(),
-                      "torch": torch.__version__, "transformers": importlib.metadata.version("transformers"),
-                      "rows": [rows[each] for each in METHODS if each in rows]}  # fmt: skip
+            result = {
+                "made_by": "scripts/formats.py",
+                "date": time.strftime("%Y-%m-%d"),
+                "device": device_name(),
+                "torch": torch.__version__,
+                "transformers": importlib.metadata.version("transformers"),
+                "rows": [rows[each] for each in METHODS if each in rows],
+            }
             given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

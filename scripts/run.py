@@ -1,11 +1,11 @@
 """Run the series, refresh the committed outputs, measure all widths, or print the notebooks' shape.
 
-    python scripts/run.py run [01 02 ...]       execute into executed/ and print the table
-    python scripts/run.py refresh [01 02 ...]   execute and keep the outputs in notebooks/
-    python scripts/run.py ladders [--add]       measure all widths and calibration texts, for 07_comparison; or only
-                                                what the committed figures lack
-    python scripts/run.py guide                 put what 07_comparison measured into benchmarks/ and the README
-    python scripts/run.py shape                 lines before the first answer, names of ours, cells
+python scripts/run.py run [01 02 ...]       execute into executed/ and print the table
+python scripts/run.py refresh [01 02 ...]   execute and keep the outputs in notebooks/
+python scripts/run.py ladders [--add]       measure all widths and calibration texts, for 07_comparison; or only
+                                            what the committed figures lack
+python scripts/run.py guide                 put what 07_comparison measured into benchmarks/ and the README
+python scripts/run.py shape                 lines before the first answer, names of ours, cells
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ def refresh(paths: list[pathlib.Path]) -> None:
     """
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
     if multiply_in_32_bits():
-        print("This processor has no bfloat16 arithmetic. The times in 01 and 03 will be those of an exception, as "
-              "their text says: refresh on one that has it, where one is at hand.", flush=True)  # fmt: skip
+        print(
+            "This processor has no bfloat16 arithmetic. The times in 01 and 03 will be those of an exception, as "
+            "their text says: refresh on one that has it, where one is at hand.",
+            flush=True,
+        )
     for path in paths:
         with tempfile.TemporaryDirectory() as folder:
             print(path.stem, flush=True)
@@ -110,8 +113,12 @@ def draw(target: pathlib.Path) -> None:
     axes.axvline(weight_bytes(zephyr()) / 1e9, color="0.6", linestyle="--")
     axes.text(weight_bytes(zephyr()) / 1e9 - 0.1, 0.1, "16 bits, 14.5 GB", ha="right", color="0.4")
     points = {f"{kind}, {size:.1f} GB": (size, LLAMA_3_8B[kind][1]) for kind, size in zip(names, sizes, strict=True)}
-    axes.set(xlabel="Zephyr-7B in memory, GB", ylabel="KL divergence, nats", xlim=(2, 15),
-             title="Bytes, and the distance from the 16-bit model (Llama-3-8B, by llama.cpp)")  # fmt: skip
+    axes.set(
+        xlabel="Zephyr-7B in memory, GB",
+        ylabel="KL divergence, nats",
+        xlim=(2, 15),
+        title="Bytes, and the distance from the 16-bit model (Llama-3-8B, by llama.cpp)",
+    )
     label_points(axes, points, fontsize=10)
     figure.savefig(target, metadata={"Date": None})
 
@@ -143,10 +150,13 @@ def shape(paths: list[pathlib.Path]) -> dict[str, dict[str, float]]:
         ours = {a.name for n in imports if (n.module or "").split(".")[0] in ("helpers", "series") for a in n.names}
         sizes = [len(code_lines(cell["source"])) for cell in code]
         found[path.stem] = {
-            "lines to the first answer": sum(sizes[: first + 1]), "code cells to it": first + 1,
-            "names of ours": len(ours), "cells": len(cells), "median code cell": statistics.median(sizes),
+            "lines to the first answer": sum(sizes[: first + 1]),
+            "code cells to it": first + 1,
+            "names of ours": len(ours),
+            "cells": len(cells),
+            "median code cell": statistics.median(sizes),
             "longest": max(sizes),
-        }  # fmt: skip
+        }
     return found
 
 

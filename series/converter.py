@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -11,6 +10,7 @@ import sys
 import tarfile
 import tempfile
 
+from series import installed
 from series.artifacts import artifacts_folder
 
 # The last is Qwen's vocabulary, for the tests: of byte-level tokenizers the converter takes only those it knows.
@@ -27,10 +27,9 @@ def llama_cpp_converter() -> pathlib.Path:
     Raises:
         RuntimeError: llama-cpp-python is not installed, or the package index cannot be reached.
     """
-    try:
-        version = importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        raise RuntimeError("llama-cpp-python is not installed. Run 'pip install -r requirements.txt'.") from None
+    version = installed.version("llama-cpp-python")
+    if not version:
+        raise RuntimeError("llama-cpp-python is not installed. Run 'pip install -r requirements.txt'.")
     name = f"llama.cpp-{version}"
     folder = pathlib.Path(sys.prefix) / "share" / name
     if not (folder / NAME).is_file() and not os.access(sys.prefix, os.W_OK):

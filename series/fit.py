@@ -14,9 +14,15 @@ from series.models import Checkpoint
 GROUP_SIZES = (128, 64, 32)
 # Bytes that such cards report in all ('nvidia-smi', total memory).
 CARDS = {
-    "RTX 3060": 12288 * 2**20, "T4": 15360 * 2**20, "L4": 23034 * 2**20, "RTX 4090": 24564 * 2**20,
-    "A100 40 GB": 40960 * 2**20, "A100 80 GB": 81920 * 2**20, "H100": 81559 * 2**20, "H200": 143771 * 2**20,
-}  # fmt: skip
+    "RTX 3060": 12288 * 2**20,
+    "T4": 15360 * 2**20,
+    "L4": 23034 * 2**20,
+    "RTX 4090": 24564 * 2**20,
+    "A100 40 GB": 40960 * 2**20,
+    "A100 80 GB": 81920 * 2**20,
+    "H100": 81559 * 2**20,
+    "H200": 143771 * 2**20,
+}
 USABLE = 0.95  # of a card's memory: the driver, and gaps between what is allocated, keep the rest
 
 
@@ -78,9 +84,18 @@ class Fit:
 
 
 def fit_on(
-    machine: Machine, config: Any, kind: str, context: int = 512, bits: int = 4, group_size: int = 128,
-    overhead: int = OVERHEAD, where: str = "gpu", gpus: int = 1, imatrix: bool = False, whole: int = 2,
-) -> Fit:  # fmt: skip
+    machine: Machine,
+    config: Any,
+    kind: str,
+    context: int = 512,
+    bits: int = 4,
+    group_size: int = 128,
+    overhead: int = OVERHEAD,
+    where: str = "gpu",
+    gpus: int = 1,
+    imatrix: bool = False,
+    whole: int = 2,
+) -> Fit:
     """Whether a model fits on ``machine`` in the format ``kind``, from its configuration alone.
 
     Args:
@@ -102,7 +117,7 @@ def fit_on(
         overhead *= len(machine.gpus)
         free = sum(each.free for each in machine.gpus)
         place = f"on {gpu.name if len(machine.gpus) == 1 else f'{len(machine.gpus)} GPUs'}"
-        if weights + cache + overhead > free:  # transformers keeps what does not fit in memory, and fetches it at each step
+        if weights + cache + overhead > free:  # transformers keeps the rest in memory, and fetches it at each step
             free, place = free + machine.free, f"{place} and in memory, where the layers beyond the GPU wait: slow"
     else:
         free, place = gpu.free, f"on {gpu.name}"

@@ -221,9 +221,13 @@ def require_weights(config: Any, tensors: dict[str, tuple[str, tuple[int, ...]]]
     hollow = {n: torch.empty(s, dtype=getattr(torch, PLAIN[d]), device="meta") for n, (d, s) in tensors.items()}
     with quiet():
         _, said = kind.from_pretrained(
-            None, config=copy.deepcopy(config), state_dict=hollow, device_map="meta", output_loading_info=True,
+            None,
+            config=copy.deepcopy(config),
+            state_dict=hollow,
+            device_map="meta",
+            output_loading_info=True,
             ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        )
     missing, unknown = sorted(said["missing_keys"]), sorted(said["unexpected_keys"])
     for prefix, whose in PREFIXES.items():
         if missing and unknown and all(name.startswith(prefix) for name in unknown):

@@ -19,9 +19,13 @@ AWQ_PAPER, FP8_PAPER = "https://arxiv.org/abs/2306.00978", "https://arxiv.org/ab
 # Published figures of real models. KL divergence from the 16-bit model and perplexity: llama.cpp, Llama-3-8B, tables
 # of its perplexity and quantize tools. Perplexity of Llama-2-7B in groups of 128: AWQ paper, table 4.
 LLAMA_3_8B = {
-    "16-bit": (6.2332, 0.0), "Q8_0": (6.2343, 0.001), "Q6_K": (6.2534, 0.005), "Q4_K_M": (6.4071, 0.031),
-    "Q3_K_M": (6.8885, 0.102), "Q2_K": (9.7516, 0.445),
-}  # fmt: skip
+    "16-bit": (6.2332, 0.0),
+    "Q8_0": (6.2343, 0.001),
+    "Q6_K": (6.2534, 0.005),
+    "Q4_K_M": (6.4071, 0.031),
+    "Q3_K_M": (6.8885, 0.102),
+    "Q2_K": (9.7516, 0.445),
+}
 # 'reordered' takes the important columns first, which gptqmodel does within and between groups (04).
 LLAMA_2_7B = {"16-bit": 5.47, "rounded to nearest": 5.73, "GPTQ": 5.69, "GPTQ, reordered": 5.63, "AWQ": 5.60}
 
@@ -100,49 +104,80 @@ def decision_table(folder: str = "notebooks/") -> str:
         return f"{speed_of(gpu, kind):.0f}"
 
     served = {row["name"]: row["users"] for row in read_speed("serving-h100")["rows"]}
-    fp8 = {count: served["FP8 dynamic, 1 GPU"][count]["tokens/s"] / users["tokens/s"]
-           for count, users in served["16-bit, 1 GPU"].items()}  # fmt: skip
+    fp8 = {
+        count: served["FP8 dynamic, 1 GPU"][count]["tokens/s"] / users["tokens/s"]
+        for count, users in served["16-bit, 1 GPU"].items()
+    }
     low = speed_of(cpu, "Q2_K") / speed_of(cpu, "Q4_K_M")
     whole = LLAMA_2_7B["16-bit"]
-    methods = ", ".join(f"{name} {perplexity / whole - 1:+.1%}" for name, perplexity in LLAMA_2_7B.items()
-                        if perplexity != whole)  # fmt: skip
+    methods = ", ".join(
+        f"{name} {perplexity / whole - 1:+.1%}" for name, perplexity in LLAMA_2_7B.items() if perplexity != whole
+    )
     long = (weight_bytes(config, "Q4_K_M") + cache_bytes(config, 8192) + OVERHEAD) / 1e9
     rows = [
-        ("a laptop with 8 GB", f"{link('GGUF, Q4_K_M', '05_gguf')}, llama.cpp",
-         f"{size('Q4_K_M')}, {worse('Q4_K_M')}. With a cache for 8,192 tokens and the libraries it needs {long:.1f} "
-         "GB, which such a laptop hardly has free: close other programs, or take a model of 3 to 4 billion weights. On "
-         f"two cores llama.cpp is {llama[0]:.1f} times as fast as the pipeline at 16 bits, and Q4_K_M {llama[1]:.1f} "
-         "times on top [3]"),
-        ("a laptop or Mac with 16 GB", f"{link('GGUF, Q6_K or Q8_0', '05_gguf')}, llama.cpp",
-         f"{size('Q6_K')} or {size('Q8_0')}. Q6_K: {worse('Q6_K')}. Slower than Q4_K_M: there is more to read"),
-        ("a T4 (Colab) or a card with 8 to 16 GB, one user",
-         f"{link('GGUF', '05_gguf')} with all layers on the GPU, llama.cpp",
-         f"{size('Q4_K_M')} in Q4_K_M, quality as above. Tokens per second for one user on an H100: llama.cpp "
-         f"{rate('Q4_K_M')}, vLLM with AWQ {rate('awq')}; in transformers NF4 {rate('nf4')}, GPTQ {rate('gptq')}, 16 "
-         f"bits {rate('bf16')} [3]. No T4 was measured"),
-        ("the same card, to try a model in a minute or to fine-tune it", f"{link('NF4', '03_nf4')}, transformers",
-         f"{size('NF4')}. For memory, not for speed (see above). Its loss is in neither source; 07 measures it on "
-         "small models"),
-        ("the same card, and a checkpoint to keep for transformers or vLLM",
-         f"{link('GPTQ', '04_gptq')} or {link('AWQ', '06_awq')}",
-         f"{size('GPTQ')}. Perplexity: {methods} [2]. Fast in vLLM, which has a fused kernel for both; GPTQ was not "
-         "measured there"),
-        ("a card with 24 GB", f"{link('16 bits', '01_baseline')}, transformers or vLLM",
-         f"{size('16-bit')}, and nothing is lost. Four bits leave room for longer texts, or for a model of 13 to 30 "
-         "billion weights"),
-        ("a server card from Ada or Hopper on, many users", f"{link('FP8', '11_newer_formats')}, vLLM",
-         f"{size('FP8')}, effectively lossless on Llama-3.1 [4]. On an H100 {fp8['1']:.1f} times vLLM's 16 bits for "
-         f"one user, {fp8['16']:.1f} times for 16 [5]"),
-        ("a server card that is older, or short of memory, many users", f"{link('AWQ', '06_awq')}, vLLM",
-         f"{size('AWQ')}, perplexity as above. On an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 "
-         f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. llama.cpp's server under load on "
-         "a GPU was not measured"),
-        ("several small devices, or a disk and patience", f"{link('sharding', '02_sharding')}, Accelerate",
-         f"{size('16-bit')}, and nothing is lost. Slow where layers wait in memory or on the disk"),
-        ("room for less than four bits", f"a smaller model first; else {link('GGUF, Q3_K_M', '05_gguf')}, llama.cpp",
-         f"{size('Q3_K_M')}, {worse('Q3_K_M')}. Its speed was not measured; on two cores Q2_K runs at {low:.0%} of "
-         "Q4_K_M's [3]"),
-    ]  # fmt: skip
+        (
+            "a laptop with 8 GB",
+            f"{link('GGUF, Q4_K_M', '05_gguf')}, llama.cpp",
+            f"{size('Q4_K_M')}, {worse('Q4_K_M')}. With a cache for 8,192 tokens and the libraries it needs {long:.1f} "
+            "GB, which such a laptop hardly has free: close other programs, or take a model of 3 to 4 billion weights. "
+            f"On two cores llama.cpp is {llama[0]:.1f} times as fast as the pipeline at 16 bits, and Q4_K_M "
+            f"{llama[1]:.1f} times on top [3]",
+        ),
+        (
+            "a laptop or Mac with 16 GB",
+            f"{link('GGUF, Q6_K or Q8_0', '05_gguf')}, llama.cpp",
+            f"{size('Q6_K')} or {size('Q8_0')}. Q6_K: {worse('Q6_K')}. Slower than Q4_K_M: there is more to read",
+        ),
+        (
+            "a T4 (Colab) or a card with 8 to 16 GB, one user",
+            f"{link('GGUF', '05_gguf')} with all layers on the GPU, llama.cpp",
+            f"{size('Q4_K_M')} in Q4_K_M, quality as above. Tokens per second for one user on an H100: llama.cpp "
+            f"{rate('Q4_K_M')}, vLLM with AWQ {rate('awq')}; in transformers NF4 {rate('nf4')}, GPTQ {rate('gptq')}, "
+            f"16 bits {rate('bf16')} [3]. No T4 was measured",
+        ),
+        (
+            "the same card, to try a model in a minute or to fine-tune it",
+            f"{link('NF4', '03_nf4')}, transformers",
+            f"{size('NF4')}. For memory, not for speed (see above). Its loss is in neither source; 07 measures it on "
+            "small models",
+        ),
+        (
+            "the same card, and a checkpoint to keep for transformers or vLLM",
+            f"{link('GPTQ', '04_gptq')} or {link('AWQ', '06_awq')}",
+            f"{size('GPTQ')}. Perplexity: {methods} [2]. Fast in vLLM, which has a fused kernel for both; GPTQ was not "
+            "measured there",
+        ),
+        (
+            "a card with 24 GB",
+            f"{link('16 bits', '01_baseline')}, transformers or vLLM",
+            f"{size('16-bit')}, and nothing is lost. Four bits leave room for longer texts, or for a model of 13 to 30 "
+            "billion weights",
+        ),
+        (
+            "a server card from Ada or Hopper on, many users",
+            f"{link('FP8', '11_newer_formats')}, vLLM",
+            f"{size('FP8')}, effectively lossless on Llama-3.1 [4]. On an H100 {fp8['1']:.1f} times vLLM's 16 bits for "
+            f"one user, {fp8['16']:.1f} times for 16 [5]",
+        ),
+        (
+            "a server card that is older, or short of memory, many users",
+            f"{link('AWQ', '06_awq')}, vLLM",
+            f"{size('AWQ')}, perplexity as above. On an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 "
+            f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. llama.cpp's server under load on "
+            "a GPU was not measured",
+        ),
+        (
+            "several small devices, or a disk and patience",
+            f"{link('sharding', '02_sharding')}, Accelerate",
+            f"{size('16-bit')}, and nothing is lost. Slow where layers wait in memory or on the disk",
+        ),
+        (
+            "room for less than four bits",
+            f"a smaller model first; else {link('GGUF, Q3_K_M', '05_gguf')}, llama.cpp",
+            f"{size('Q3_K_M')}, {worse('Q3_K_M')}. Its speed was not measured; on two cores Q2_K runs at {low:.0%} of "
+            "Q4_K_M's [3]",
+        ),
+    ]
     head = ["| you have | take | Zephyr-7B then |", "|---|---|---|"]
     return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -163,12 +198,21 @@ def label_points(axes: Any, points: dict[str, tuple[float, float]], fontsize: in
     axes.figure.canvas.draw()  # the layout
     places = [axes.transData.transform(point) for point in points.values()]
     taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
-    ways = [((7, 3), "left"), ((-7, 0), "right"), ((6, 9), "left"), ((6, -9), "left"), ((-6, 9), "right"),
-            ((-6, -9), "right"), ((0, 20), "center"), ((0, -20), "center")]  # fmt: skip
+    ways = [
+        ((7, 3), "left"),
+        ((-7, 0), "right"),
+        ((6, 9), "left"),
+        ((6, -9), "left"),
+        ((-6, 9), "right"),
+        ((-6, -9), "right"),
+        ((0, 20), "center"),
+        ((0, -20), "center"),
+    ]
     for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
         for offset, side in ways:
-            text = axes.annotate(name, point, xytext=offset, textcoords="offset points", fontsize=fontsize, ha=side,
-                                 va="center")  # fmt: skip
+            text = axes.annotate(
+                name, point, xytext=offset, textcoords="offset points", fontsize=fontsize, ha=side, va="center"
+            )
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in taken) or (offset, side) == ways[-1]:
                 break

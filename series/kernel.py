@@ -78,8 +78,10 @@ class Kernel:
             for path in old:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if old:
-                print(f"{', '.join(sorted(p.name for p in old))}: made by another recipe, or by an earlier version of "
-                      "this series; made again")  # fmt: skip
+                print(
+                    f"{', '.join(sorted(p.name for p in old))}: made by another recipe, or by an earlier version of "
+                    "this series; made again"
+                )
             (folder / SEAL).unlink(missing_ok=True)
             replace_file(folder / MAKER, json.dumps([*known[:number], digest]).encode())
 

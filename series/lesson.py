@@ -294,15 +294,7 @@ class Lesson:
 
 
 def start(technique: str, namespace: dict[str, Any]) -> Lesson:
-    """Check the parameters, find the model, say what this machine is and whether the model fits.
-
-    Args:
-        technique: a name in ``series.techniques.TECHNIQUES``, such as 'nf4'.
-        namespace: the notebook's names, ``globals()``. A parameter that this machine or model forces is changed in it.
-
-    Raises:
-        ValueError: a parameter or the model is wrong. MemoryError, OSError: it does not fit.
-    """
+    """As ``series.start`` says."""
     if technique not in TECHNIQUES:
         raise ValueError(f"There is no technique {technique!r}. There are: {', '.join(TECHNIQUES)}.")
     return Lesson(TECHNIQUES[technique], namespace)

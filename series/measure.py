@@ -108,9 +108,7 @@ def measure(lesson: Lesson, model: Any, tokenizer: Any = None) -> Any:
     return _table(lesson, record)
 
 
-def examine(
-    runtime: Any, tokenizer: Any, questions: list[dict[str, Any]], prompts: list[list[int]]
-) -> list[str]:
+def examine(runtime: Any, tokenizer: Any, questions: list[dict[str, Any]], prompts: list[list[int]]) -> list[str]:
     """What a model answers to the questions of an exam, or which of the choices it finds likeliest."""
     if "choices" in questions[0]:
         return choose(runtime, tokenizer, questions)

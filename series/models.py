@@ -212,9 +212,7 @@ def on_hub(checkpoint: Checkpoint) -> Checkpoint:
         raise _refused(error, checkpoint, nowhere) from None
     heavy = set(checkpoint.patterns) - set(SMALL)
     if heavy and not any(pathlib.PurePath(f.filename).match(pattern) for f in files for pattern in heavy):
-        raise ValueError(
-            f"{checkpoint.source} has no {' or '.join(heavy)} file. This series loads no pickled weights."
-        )
+        raise ValueError(f"{checkpoint.source} has no {' or '.join(heavy)} file. This series loads no pickled weights.")
     download = sum(file.file_size or 0 for file in files if file.will_download)
     return replace(checkpoint, revision=commit, download=download)
 

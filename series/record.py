@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 import re
 import warnings
 from typing import Any
 
+from series import installed
 from series.artifacts import artifacts_folder, digest_of, replace_file
 from series.console import device_name
 from series.notebooks import default_parameters, made_from, steps
@@ -172,14 +171,8 @@ def why_stale(record: dict[str, Any], parameters: dict[str, Any] | None = None, 
     for package, version in record["versions"].items():
         if package == "device" and version != device_name():
             return f"it was made on {version}"
-        if package not in ("python", "device") and _installed(package) != version:
+        if package not in ("python", "device") and installed.version(package) != version:
             return f"it was made with {package} {version}"
-    return None
-
-
-def _installed(package: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
     return None
 
 
@@ -189,13 +182,20 @@ def figures(record: dict[str, Any], reference: dict[str, Any] | None) -> dict[st
     The distance from the 16-bit model needs its record, ``reference``; without one these figures are None.
     """
     found = {
-        "technique": record["technique"], "library": record["library"], "settings": record["settings"],
-        "disk_bytes": record["disk_bytes"], "predicted_bytes": record["predicted_bytes"],
-        "memory_bytes": record["memory_bytes"], "perplexity": record["perplexity"],
-        "right_answers": record["right_answers"], "tokens_per_second": record["tokens_per_second"],
+        "technique": record["technique"],
+        "library": record["library"],
+        "settings": record["settings"],
+        "disk_bytes": record["disk_bytes"],
+        "predicted_bytes": record["predicted_bytes"],
+        "memory_bytes": record["memory_bytes"],
+        "perplexity": record["perplexity"],
+        "right_answers": record["right_answers"],
+        "tokens_per_second": record["tokens_per_second"],
         "wikitext": record["wikitext"],
-        "kl_divergence": None, "standard_error": None, "same_top_token": None,
-    }  # fmt: skip
+        "kl_divergence": None,
+        "standard_error": None,
+        "same_top_token": None,
+    }
     if reference is not None:
         (ids, q), (wanted, p) = read_scores(record), read_scores(reference)
         if ids.tolist() != wanted.tolist():
@@ -219,12 +219,13 @@ def table(rows: dict[str, dict[str, Any]], digits: int = 3) -> Any:
             "disk, MB": f"{r['disk_bytes'] / 1e6:,.1f}",
             "memory, MB": f"{r['memory_bytes'] / 1e6:,.1f}",
             "perplexity": f"{r['perplexity']:.{digits}f}",
-            "KL divergence": "-" if r["kl_divergence"] is None
+            "KL divergence": "-"
+            if r["kl_divergence"] is None
             else f"{r['kl_divergence']:.4f} ± {r['standard_error']:.4f}",
             **({"WikiText-2": f"{r['wikitext']:.2f}" if r.get("wikitext") else "-"} if wikitext else {}),
             "right answers": share(r["right_answers"]),
             **({"tokens/s": f"{r['tokens_per_second']:,.1f}"} if large else {}),
         }
         for name, r in rows.items()
-    }  # fmt: skip
+    }
     return pd.DataFrame(shown).T.rename_axis("technique")

@@ -174,9 +174,12 @@ def in_one_kernel(
         wanted = [c for c in wanted if not {"parameters", "check"} & {*c["tags"]}]
     setup = [f"import sys; sys.path.insert(0, {str(notebooks.ROOT)!r}); import pathlib, subprocess"]
     client = NotebookClient(
-        nbformat.v4.new_notebook(), timeout=7200, resources={"metadata": {"path": str(notebooks.FOLDER)}},
-        kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"],
-    )  # fmt: skip
+        nbformat.v4.new_notebook(),
+        timeout=7200,
+        resources={"metadata": {"path": str(notebooks.FOLDER)}},
+        kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=50"],
+    )
     with client.setup_kernel():
         place = itertools.count()
         for parameters in runs:

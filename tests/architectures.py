@@ -28,32 +28,73 @@ TEMPLATES = {
 # The widths: 192 has groups of 64 and no super-blocks; the others are as large as they must be.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": dict(hidden_size=192, intermediate_size=448, num_attention_heads=6, num_key_value_heads=2),
-    "qwen2": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
-                  tie_word_embeddings=True),
+    "qwen2": dict(
+        hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True
+    ),
     "gemma": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=1, head_dim=64),
     "phi3": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=4),
-    "qwen3": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
-                  tie_word_embeddings=True),
+    "qwen3": dict(
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
+    ),
     "olmo2": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2),
-    "gemma2": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
-                   sliding_window=64),
-    "gemma3_text": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
-                        head_dim=64, sliding_window=64, num_hidden_layers=7),
+    "gemma2": dict(
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        sliding_window=64,
+    ),
+    "gemma3_text": dict(
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        sliding_window=64,
+        num_hidden_layers=7,
+    ),
     "mistral": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2),
     # refused, each for a reason of its own
-    "qwen2_moe": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
-                      num_experts=4, num_experts_per_tok=2, moe_intermediate_size=128,
-                      shared_expert_intermediate_size=256),
-    "qwen3_5_text": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
-                         head_dim=64, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32,
-                         linear_value_head_dim=32, layer_types=["linear_attention", "full_attention"]),
-    "gemma4_text": dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2,
-                        head_dim=64),
-}  # fmt: skip
+    "qwen2_moe": dict(
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=128,
+        shared_expert_intermediate_size=256,
+    ),
+    "qwen3_5_text": dict(
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "gemma4_text": dict(
+        hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64
+    ),
+}
 # A tokenizer of 152,000 tokens takes long to score: only where llama.cpp wants one of the kind.
 BYTE_LEVEL, NO_SYSTEM = ("qwen2", "olmo2"), ("gemma", "gemma2", "gemma3_text")
 TEMPLATE = {kind: "phi3" for kind in ("mistral", "qwen2_moe", "qwen3_5_text", "gemma4_text")} | {
-    "qwen3": "phi3", "olmo2": "qwen2", "gemma2": "gemma", "gemma3_text": "gemma"}  # in whose manner
+    "qwen3": "phi3",
+    "olmo2": "qwen2",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
+}  # in whose manner
 
 
 def byte_level_tokenizer() -> Any:
@@ -98,9 +139,14 @@ def make_model(kind: str, folder: pathlib.Path, template: bool = True, **changed
         tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATES[TEMPLATE.get(kind, kind)] if template else None
     settings = dict(
-        num_hidden_layers=2, vocab_size=len(tokenizer), max_position_embeddings=1024, dtype="bfloat16",
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        num_hidden_layers=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=1024,
+        dtype="bfloat16",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     config = AutoConfig.for_model(kind, **settings | SHAPES[kind] | changed)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -41,16 +41,28 @@ from series.texts import calibration_texts  # noqa: E402
 
 ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BY_STEM = {path.stem: path for path in ALL}
-NEEDS = {"00_start_here": (), "01_baseline": (), "07_comparison": (*list(BY_STEM)[1:7], *list(BY_STEM)[10:]),
-         "08_original_stack": ("04_gptq", "05_gguf"), "09_serving": ("05_gguf", "06_awq")}  # fmt: skip
+NEEDS = {
+    "00_start_here": (),
+    "01_baseline": (),
+    "07_comparison": (*list(BY_STEM)[1:7], *list(BY_STEM)[10:]),
+    "08_original_stack": ("04_gptq", "05_gguf"),
+    "09_serving": ("05_gguf", "06_awq"),
+}
 # The longest first, and what others wait for.
 FIRST = ("01", "00", "06", "05", "04", "09", "10", "08", "11", "03", "02", "07")
 WORKERS = 2
 SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
 # All other notebooks with it: GPTQ and AWQ look at a few documents only, and the exam has a quarter of its questions.
-REAL = {"01_baseline": {}, "06_awq": {"CALIBRATION_TEXTS": 2}, "10_which_file": {"CALIBRATION_TEXTS": 4},
-        "04_gptq": {"CALIBRATION_TEXTS": 4}, "11_newer_formats": {}, "03_nf4": {}, "02_sharding": {},
-        "07_comparison": {}}  # fmt: skip
+REAL = {
+    "01_baseline": {},
+    "06_awq": {"CALIBRATION_TEXTS": 2},
+    "10_which_file": {"CALIBRATION_TEXTS": 4},
+    "04_gptq": {"CALIBRATION_TEXTS": 4},
+    "11_newer_formats": {},
+    "03_nf4": {},
+    "02_sharding": {},
+    "07_comparison": {},
+}
 QUESTIONS = 50
 # Steps of the ladders that 'make test-all' measures again; 'make ladders' measures all.
 GGUF = TECHNIQUES["gguf"]
@@ -65,8 +77,13 @@ FAULTS = [
     ("02_sharding", "by-hand", "return table, 8 + length", "return table, 4 + length", "by-library"),
     ("03_nf4", "quantiles", "linspace(0.9677083", "linspace(0.9677033", "quantiles"),
     ("03_nf4", "layer-codes", "(codes[0::2] << 4) | codes[1::2]", "(codes[1::2] << 4) | codes[0::2]", "layer-codes"),
-    ("04_gptq", "unpack", "stream.reshape(-1, bits, packed.shape[1])",
-     "stream.reshape(-1, bits, packed.shape[1]).flip(1)", "compare"),
+    (
+        "04_gptq",
+        "unpack",
+        "stream.reshape(-1, bits, packed.shape[1])",
+        "stream.reshape(-1, bits, packed.shape[1]).flip(1)",
+        "compare",
+    ),
     ("05_gguf", "decode", "(first >> 6) << 4", "(first >> 6) << 2", "decode-same"),
     ("05_gguf", "read-file", '{"shape": shape, ', '{"shape": shape[::-1], ', "read-same"),
     ("06_awq", "unpack", "[0, 4, 1, 5, 2, 6, 3, 7]", "[0, 4, 1, 5, 2, 6, 7, 3]", "unpack"),
@@ -75,8 +92,8 @@ FAULTS = [
     ("10_which_file", "pack", "(importance * np.sqrt(", "(np.sqrt(", "same"),
     ("11_newer_formats", "rebuild", "- 1.0 - 2)", "- 1.0 - 1)", "same"),
     ("11_newer_formats", "rebuild", "/ (448 * 6)", "/ 448", "same"),
-    ("08_original_stack", "word", "part[\"scales\"][groups].half()", "part[\"scales\"][groups - 1].half()", "word"),
-]  # fmt: skip
+    ("08_original_stack", "word", 'part["scales"][groups].half()', 'part["scales"][groups - 1].half()', "word"),
+]
 
 
 def tags(cell) -> list[str]:
@@ -171,8 +188,13 @@ def right_by_harness(folder: pathlib.Path) -> float:
     command = [str(environment / "bin" / "lm_eval"), "run", "--model", "hf", "--model_args", f"pretrained={made}"]
     command += ["--tasks", "shrink_exam", "--limit", str(QUESTIONS), "--include_path", "texts"]
     env = os.environ | {"PYTHONPATH": ours[0]}  # torch and the like
-    done = subprocess.run([*command, "--output_path", str(folder / "found"), "--device", "cpu"], cwd=ROOT, env=env,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [*command, "--output_path", str(folder / "found"), "--device", "cpu"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     (file,) = (folder / "found").rglob("results_*.json")

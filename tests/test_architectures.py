@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pytest
@@ -19,9 +18,7 @@ from series.notebooks import default_parameters
 from series.record import read_record, read_scores
 from series.run import in_one_kernel
 from series.techniques import BY_NOTEBOOK
-
-sys.path.insert(0, str(ROOT / "proofs"))
-from supported import QUICK, ROWS, SHORT, STEMS, models_of, table, task_of  # noqa: E402
+from supported import QUICK, ROWS, SHORT, STEMS, models_of, table, task_of
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +81,9 @@ def test_the_models_are_as_different_as_they_claim(models, tried):
 def test_widths_that_no_group_divides(stem, tmp_path, artifacts):
     from bitsandbytes.functional import has_avx512bf16
 
-    odd = make_model("llama", tmp_path / "odd", hidden_size=104, intermediate_size=208, num_attention_heads=4,
-                     num_key_value_heads=4)  # fmt: skip
+    odd = make_model(
+        "llama", tmp_path / "odd", hidden_size=104, intermediate_size=208, num_attention_heads=4, num_key_value_heads=4
+    )
     sentences = {"04_gptq": "Groups of 32 weights do not divide", "06_awq": "Groups of 32 weights do not divide"}
     if has_avx512bf16():
         sentences["03_nf4"] = "bitsandbytes wants layers with a multiple of 32 outputs"

@@ -126,10 +126,16 @@ print(lesson.made, flush=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("technique", "notebook"), [
-    ("gptq", "04_gptq"), ("gguf", "05_gguf"), ("awq", "06_awq"), ("imatrix", "10_which_file"),
-    ("formats", "11_newer_formats"),
-])
+@pytest.mark.parametrize(
+    ("technique", "notebook"),
+    [
+        ("gptq", "04_gptq"),
+        ("gguf", "05_gguf"),
+        ("awq", "06_awq"),
+        ("imatrix", "10_which_file"),
+        ("formats", "11_newer_formats"),
+    ],
+)
 def test_a_kernel_that_is_killed_while_it_makes_something_leaves_nothing_that_is_taken_for_whole(
     technique, notebook, tmp_path
 ):

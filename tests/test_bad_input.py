@@ -218,11 +218,28 @@ def full_disk(folder: pathlib.Path) -> None:
 def write(logits: object = None, windows: object = ((1, 2, 3), (1, 3, 2)), **changes: object) -> dict:
     """A record of NF4, but for ``changes``; its scores come from ``logits``."""
     fields = dict(
-        name="NF4", technique="nf4", library="bitsandbytes", model="tiny", identity="abc", revision="local",
-        made_from=made_from(steps("03_nf4"), changes.get("model", "tiny")), asked={"MAX_NEW_TOKENS": 64}, settings={},
-        versions={}, layer="Linear4bit", layers={}, disk_bytes=1, predicted_bytes=1, memory_bytes=1,
-        tokens_per_second=1.0, prompt_ids=[1], answer_ids=[2], answer="Ha.", exam_answers=["?"] * 200, wikitext=None,
-    )  # fmt: skip
+        name="NF4",
+        technique="nf4",
+        library="bitsandbytes",
+        model="tiny",
+        identity="abc",
+        revision="local",
+        made_from=made_from(steps("03_nf4"), changes.get("model", "tiny")),
+        asked={"MAX_NEW_TOKENS": 64},
+        settings={},
+        versions={},
+        layer="Linear4bit",
+        layers={},
+        disk_bytes=1,
+        predicted_bytes=1,
+        memory_bytes=1,
+        tokens_per_second=1.0,
+        prompt_ids=[1],
+        answer_ids=[2],
+        answer="Ha.",
+        exam_answers=["?"] * 200,
+        wikitext=None,
+    )
     scores = [log_probabilities(np.eye(3, 8) if logits is None else logits) for _ in windows]
     questions = exam_questions(str(changes.get("model", "tiny")))
     return write_record([list(ids) for ids in windows], scores, questions, **fields | changes)
@@ -290,8 +307,13 @@ CASES = [
     prompt("a number added to a text", "does not take this conversation", [HI], "{{ messages[0]['content'] + 1 }}"),
     model("a model's template", "for what no template", change(TOKENIZER, entries(chat_template=CLASSES))),
     Case("model", "a folder that is missing", lambda folder: find("./nowhere"), r"no folder .*\(looked for in"),
-    Case("model", "a hub id, and no network", no_network, "neither a folder in .*hub cannot be reached .*Use MODEL",
-         ConnectionError),
+    Case(
+        "model",
+        "a hub id, and no network",
+        no_network,
+        "neither a folder in .*hub cannot be reached .*Use MODEL",
+        ConnectionError,
+    ),
     Case("hub", "a login is needed", gated, "some/mine asks for a login: accept its terms", ConnectionError),
     Case("model", "a file", lambda folder: find(str(TINY / "model.safetensors")), "is a file. MODEL takes the folder"),
     Case("model", "an empty folder", lambda folder: find(str(folder)), "config.json is missing"),
@@ -343,7 +365,7 @@ CASES = [
     command("a format that is not there", "invalid choice: 'Q9'", "scripts/speed.py", "--formats", "Q9"),
     command("an address without an owner", "OWNER/NAME", "scripts/stamp.py", "elsewhere", "--tag", "v1"),
     command("a stage that is not there", "Say one of these, not 'everything'", "scripts/setup.py", "everything"),
-]  # fmt: skip
+]
 
 
 Told = namedtuple("Told", "case kind sentence seconds lines lost")  # lines: of a plain traceback; seconds: reported

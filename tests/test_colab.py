@@ -2,7 +2,7 @@
 
 A folder with one notebook and nothing else; a kernel that has imported what Colab's has; an environment of its own with
 Colab's Python and versions; the stamped repository, cloned at its tag from a local copy. The notebook's own first cell
-does the rest, with the real uv and pip, and every cell up to the answer runs. proofs/colab.py makes it, and the table.
+does the rest, with the real uv and pip, and every cell up to the answer runs. proofs/colab.py writes a table of it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import venv
 
 import pytest
 from nbclient.exceptions import CellExecutionError
 
+import stand_in
 from execution import ROOT
-
-sys.path.insert(0, str(ROOT / "proofs"))
-import colab as stand_in  # noqa: E402
-
-from series.colab import requirements  # noqa: E402
-from series.comparison import ladders  # noqa: E402
+from series.colab import requirements
+from series.comparison import ladders
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +114,7 @@ def bare(tmp_path) -> str:
     packages = next(environment.glob("lib/python*/site-packages"))
     (packages / "google" / "colab").mkdir(parents=True)
     (packages / "google" / "colab" / "__init__.py").touch()
-    (packages / "colab.py").symlink_to(ROOT / "series" / "colab.py")  # alone: the package needs more than pip
+    (packages / "series").symlink_to(ROOT / "series")
     return str(environment / "bin" / "python")
 
 
@@ -132,7 +128,7 @@ def test_a_package_that_only_shares_a_name_asks_for_no_restart(bare, tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shared-name\nVersion: 1.0\n")
     (info / "RECORD").write_text("google/protobuf/__init__.py,,\n")
     code = (
-        "import google.colab\nimport colab\nprint('shared-name' in colab._loaded())\n"
+        "import google.colab\nfrom series import colab\nprint('shared-name' in colab._loaded())\n"
         "import google.protobuf\nprint('shared-name' in colab._loaded())"
     )
     env = os.environ | {"PYTHONPATH": str(other)}
@@ -144,7 +140,7 @@ def test_an_image_without_torch_gets_the_cpu_build(bare, tmp_path):
     """vLLM's CPU build is made for one torch; the same way leads there from an image with another one."""
     (tmp_path / "requirements.txt").write_text((ROOT / "requirements.txt").read_text().partition("transformers==")[0])
     code = (
-        "import google.colab, pathlib\nimport colab\n"
+        "import google.colab, pathlib\nfrom series import colab\n"
         f"colab.ROOT = pathlib.Path({str(tmp_path)!r})\ncolab.install('01_baseline')\nimport torch\n"
         "print(torch.__version__, torch.version.cuda)"
     )

@@ -246,8 +246,9 @@ def test_what_11_says_of_whole_models_is_in_what_was_tried():
     assert cpu["GGUF by gptqmodel"]["reload"] == "yes" and cpu["GGUF by gptqmodel"]["right_answers"] == 0
     whole = {name: row for name, row in cpu.items() if "kl_divergence" in row}
     assert {name for name, row in whole.items() if row["reload"] != "yes"} == {"16 bits", "MXFP4 weights, emulated"}
-    mx, nv, both = (cpu[name] for name in ("MXFP4 weights, emulated", "NVFP4 weights",
-                                           "MXFP4 weights and activations, emulated"))  # fmt: skip
+    mx, nv, both = (
+        cpu[name] for name in ("MXFP4 weights, emulated", "NVFP4 weights", "MXFP4 weights and activations, emulated")
+    )
     apart = mx["kl_divergence"] - nv["kl_divergence"]
     assert apart > 2 * (mx["standard_error"] ** 2 + nv["standard_error"] ** 2) ** 0.5
     assert both["kl_divergence"] > 4 * mx["kl_divergence"] and both["right_answers"] < 0.7 < mx["right_answers"]

@@ -92,9 +92,11 @@ print("avx512bf16", bitsandbytes.functional.has_avx512bf16())
 """
 PROCESSORS = {  # the one at hand, as it is, is asked by test_fresh.py
     "without vectors": ({"ATEN_CPU_CAPABILITY": "default"}, ""),
-    "AVX2, SSE4 in oneDNN, bfloat16 in bitsandbytes":
-        ({"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "SSE41"}, PATCH),
-}  # fmt: skip
+    "AVX2, SSE4 in oneDNN, bfloat16 in bitsandbytes": (
+        {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "SSE41"},
+        PATCH,
+    ),
+}
 
 
 @pytest.mark.parametrize("sort", PROCESSORS)

@@ -17,14 +17,17 @@ from execution import ALL, EXTRA, printed, tags
 
 NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
 # What depends on the clock, on what else runs, or on where the files lie.
-VOLATILE = [re.compile(pattern) for pattern in (
-    rf"{NUMBER} (?=GB of |GB free)|(?<=of the ){NUMBER}(?= GB free)|(?<= of ){NUMBER}(?= GB of memory free)",
-    rf"memory: {NUMBER} MB before, {NUMBER} MB after",
-    rf"{NUMBER}(?= processes hold)|(?<=hold ){NUMBER}(?= MB)",
-    rf"{NUMBER} (?:tokens/s|ms\b|GB/s|s\b)",
-    rf"{NUMBER}(?= MB above the start)|{NUMBER}(?= MB when all is read)|(?<=16-bit model must fit as well: ).*",
-    r"(?<=^python )[\d.]+|\btorch [\d.]+(?:\+\w+)?",  # any of three Pythons, and torch's build
-)]  # fmt: skip
+VOLATILE = [
+    re.compile(pattern)
+    for pattern in (
+        rf"{NUMBER} (?=GB of |GB free)|(?<=of the ){NUMBER}(?= GB free)|(?<= of ){NUMBER}(?= GB of memory free)",
+        rf"memory: {NUMBER} MB before, {NUMBER} MB after",
+        rf"{NUMBER}(?= processes hold)|(?<=hold ){NUMBER}(?= MB)",
+        rf"{NUMBER} (?:tokens/s|ms\b|GB/s|s\b)",
+        rf"{NUMBER}(?= MB above the start)|{NUMBER}(?= MB when all is read)|(?<=16-bit model must fit as well: ).*",
+        r"(?<=^python )[\d.]+|\btorch [\d.]+(?:\+\w+)?",  # any of three Pythons, and torch's build
+    )
+]
 DEVICE = re.compile(r"^(NVIDIA .+|cpu \(.+?\))(?=: .*of memory free)", re.M)
 
 
@@ -109,7 +112,7 @@ def test_a_changed_number_and_a_changed_word_are_seen():
     old = "perplexity 1.6081 on 16 windows\nmemory: 612 MB before, 611 MB after\n20.1 tokens/s\n"
     assert not differences(notebook(old), notebook(old.replace("612", "98").replace("20.1", "3.5")))
     assert differences(notebook(old), notebook(old.replace("memory: 612 MB before, 611 MB after\n", "")))
-    for a, b in (("1.6081", "1.6082"), ("16", "15"), ("windows", "texts"), ("perplexity", "")):  # fmt: skip
+    for a, b in (("1.6081", "1.6082"), ("16", "15"), ("windows", "texts"), ("perplexity", "")):
         assert differences(notebook(old), notebook(old.replace(a, b, 1)))
     table = "            perplexity tokens/s\nNF4              1.608     20.1\n\nmore 7"
     assert not differences(notebook(table), notebook(table.replace("20.1", "999.9")))
@@ -119,10 +122,17 @@ def test_a_changed_number_and_a_changed_word_are_seen():
     assert len(differences(notebook(old), moved)) == 1, "one line is new, and the others have only moved"
 
 
-@pytest.mark.parametrize(("a", "b", "same"), [
-    ("perplexity 1.592", "perplexity 1.6", True), ("perplexity 1.592", "perplexity 0.465", False),
-    ("KL 0.0309 ± 0.0050", "KL 0.0250 ± 0.0041", True), ("KL 0.0309 ± 0.0050", "KL 0.0100 ± 0.0041", False),
-    ("+1.03%", "+0.00%", True), ("+1.03%", "+9.00%", False), ("7 layers", "7 rows", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("perplexity 1.592", "perplexity 1.6", True),
+        ("perplexity 1.592", "perplexity 0.465", False),
+        ("KL 0.0309 ± 0.0050", "KL 0.0250 ± 0.0041", True),
+        ("KL 0.0309 ± 0.0050", "KL 0.0100 ± 0.0041", False),
+        ("+1.03%", "+0.00%", True),
+        ("+1.03%", "+9.00%", False),
+        ("7 layers", "7 rows", False),
+    ],
+)
 def test_what_two_processors_may_differ_in(a, b, same):
     assert close(a, b) == same

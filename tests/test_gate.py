@@ -196,12 +196,15 @@ def test_a_window_that_llama_cpp_does_not_apply_is_told_before_the_work(tmp_path
     begun("gguf", "05_gguf", make_model("mistral", tmp_path / "wide", sliding_window=4096))
 
 
-@pytest.mark.parametrize(("kind", "technique", "notebook", "sentence"), [
-    ("qwen2_moe", "nf4", "03_nf4", "mixture of 4 experts.*leave experts in 16 bits"),
-    ("qwen3_5_text", "gguf", "05_gguf", "keep a state and no cache"),
-    ("qwen3_5_text", "gptq", "04_gptq", "keep a state and no cache"),
-    ("gemma4_text", "baseline", "01_baseline", "differ in their heads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "technique", "notebook", "sentence"),
+    [
+        ("qwen2_moe", "nf4", "03_nf4", "mixture of 4 experts.*leave experts in 16 bits"),
+        ("qwen3_5_text", "gguf", "05_gguf", "keep a state and no cache"),
+        ("qwen3_5_text", "gptq", "04_gptq", "keep a state and no cache"),
+        ("gemma4_text", "baseline", "01_baseline", "differ in their heads"),
+    ],
+)
 def test_kinds_of_models_that_are_refused_before_the_work(tmp_path, artifacts, kind, technique, notebook, sentence):
     with pytest.raises(ValueError, match=sentence):
         begun(technique, notebook, make_model(kind, tmp_path / "model"))
@@ -292,8 +295,10 @@ def test_a_model_on_the_hub_is_refused_before_its_download(folder, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    others = {"model.fp16.safetensors": "neither model.safetensors nor model.safetensors.index.json",
-              "pytorch_model.bin": "no model*.safetensors file. This series loads no pickled weights"}  # fmt: skip
+    others = {
+        "model.fp16.safetensors": "neither model.safetensors nor model.safetensors.index.json",
+        "pytorch_model.bin": "no model*.safetensors file. This series loads no pickled weights",
+    }
     folders = [folder]
     for number, name in enumerate(others):
         folders.append(shutil.copytree(folder, tmp_path / f"other-{number}"))
@@ -319,13 +324,16 @@ def test_what_is_in_the_hubs_cache_is_not_fetched_again(folder, tmp_path):
 CODE, WORDS = "X-Error-Code", "X-Error-Message"
 
 
-@pytest.mark.parametrize(("status", "headers", "token", "sentence"), [
-    (401, {WORDS: "Invalid credentials in the header"}, "hf_old", "did not accept your token.*401, Invalid cred"),
-    (401, {CODE: "RepoNotFound", WORDS: "Repository not found"}, "", "private one needs a login.*no token is set"),
-    (404, {CODE: "RevisionNotFound", WORDS: "Invalid rev id"}, "", "has no revision 'main'.*Invalid rev id"),
-    (429, {WORDS: "We had to rate limit your IP"}, "", "does not give it.*429, We had to rate.*Wait some minutes"),
-    (503, {}, "", "does not give it. The hub said: 503"),
-])
+@pytest.mark.parametrize(
+    ("status", "headers", "token", "sentence"),
+    [
+        (401, {WORDS: "Invalid credentials in the header"}, "hf_old", "did not accept your token.*401, Invalid cred"),
+        (401, {CODE: "RepoNotFound", WORDS: "Repository not found"}, "", "private one needs a login.*no token is set"),
+        (404, {CODE: "RevisionNotFound", WORDS: "Invalid rev id"}, "", "has no revision 'main'.*Invalid rev id"),
+        (429, {WORDS: "We had to rate limit your IP"}, "", "does not give it.*429, We had to rate.*Wait some minutes"),
+        (503, {}, "", "does not give it. The hub said: 503"),
+    ],
+)
 def test_the_hubs_own_words_reach_the_reader(folder, tmp_path, status, headers, token, sentence):
     """An expired token is not a hub that cannot be reached, and a private model is no misspelt name alone."""
     with hub.serve(folder, refuses=(status, headers)) as (address, _):
@@ -333,9 +341,15 @@ def test_the_hubs_own_words_reach_the_reader(folder, tmp_path, status, headers, 
     assert re.search(sentence, said), said
 
 
-@pytest.mark.parametrize("pasted", [
-    "owner/model@v1", "https://huggingface.co/owner/model", "hf.co/owner/model:Q4_K_M", "owner/model/tree/main",
-])
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        "owner/model@v1",
+        "https://huggingface.co/owner/model",
+        "hf.co/owner/model:Q4_K_M",
+        "owner/model/tree/main",
+    ],
+)
 def test_an_address_as_it_is_pasted_names_the_model(pasted):
     with pytest.raises(ValueError, match="Did you mean 'owner/model'"):
         find(pasted)

@@ -43,7 +43,15 @@ def test_a_sound_notebook_passes_and_gets_its_parameter(tmp_path):
         (["import tempfile; folder = tempfile.mkdtemp(prefix='lost-')"], "left temporary files behind: .*lost-"),
     ],
     ids=[
-        "sys.exit", "error", "dead kernel", "shell", "shell, kept", "os.system", "pip", "bash cell", "child process",
+        "sys.exit",
+        "error",
+        "dead kernel",
+        "shell",
+        "shell, kept",
+        "os.system",
+        "pip",
+        "bash cell",
+        "child process",
         "temporary folder",
     ],
 )

@@ -58,16 +58,23 @@ def test_the_prompt_is_zephyrs_template_and_begins_once(tokenizer):
     assert texts.held_out_windows(with_bos) == texts.held_out_windows(plain)
 
 
-@pytest.mark.parametrize(("template", "files", "said", "prompt"), [
-    (CHAT, {}, None, TWO),
-    (CHAT, {"generation_config.json": '{"do_sample": true, "num_beams": 4, "top_k": null, "eos_token_id": [2, 5]}'},
-     "settings are left out: do_sample, num_beams", TWO),
-    (None, {}, "has no chat template", PLAIN),
-    (STRICT, {}, "takes no system message", ONE),
-    (None, {"chat_template.jinja": STRICT}, "takes no system message", ONE),
-    ([{"name": "rag", "template": "no"}, {"name": "default", "template": CHAT}], {}, "'default' is used", TWO),
-    (None, {"chat_template.jinja": ""}, "has no chat template", PLAIN),
-])
+@pytest.mark.parametrize(
+    ("template", "files", "said", "prompt"),
+    [
+        (CHAT, {}, None, TWO),
+        (
+            CHAT,
+            {"generation_config.json": '{"do_sample": true, "num_beams": 4, "top_k": null, "eos_token_id": [2, 5]}'},
+            "settings are left out: do_sample, num_beams",
+            TWO,
+        ),
+        (None, {}, "has no chat template", PLAIN),
+        (STRICT, {}, "takes no system message", ONE),
+        (None, {"chat_template.jinja": STRICT}, "takes no system message", ONE),
+        ([{"name": "rag", "template": "no"}, {"name": "default", "template": CHAT}], {}, "'default' is used", TWO),
+        (None, {"chat_template.jinja": ""}, "has no chat template", PLAIN),
+    ],
+)
 def test_a_prepared_model_takes_the_conversation_and_its_own_files_stay(tmp_path, template, files, said, prompt):
     from transformers import AutoTokenizer
 
@@ -184,11 +191,12 @@ def test_clear_cache_frees_what_a_notebook_remembers():
         "import sys, weakref, json; from helpers import clear_cache; from series.models import TINY\n"
         "from transformers import AutoModelForCausalLM; model = AutoModelForCausalLM.from_pretrained(TINY)\n"
         "model.itself, alive = [model], weakref.ref(model)\ndef fail(held): raise ValueError('on purpose')",
-        "model", "fail(model)",
+        "model",
+        "fail(model)",
         "try: fail(model)\nexcept ValueError as error: sys.last_value, sys.last_traceback = error, error.__traceback__",
         "json.kept = model; del model; print(clear_cache().held_by)",
         "del json.kept; print(clear_cache().held_by, alive() is None)",
-    ]  # fmt: skip
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": ROOT}}).execute()
     said = ["".join(o.text for o in cell.outputs if o.get("name") == "stdout") for cell in notebook.cells]
@@ -337,10 +345,13 @@ def test_bytes_are_the_published_ones_and_those_that_were_counted():
 
 
 SHAPES = {  # layers, width, feed-forward, heads, key-value heads, vocabulary, a tied head
-    "8b": (32, 4096, 14336, 32, 8, 128256, False), "70b": (80, 8192, 28672, 64, 8, 128256, False),
-    "all heads": (32, 4096, 11008, 32, 32, 32000, False), "tied": (28, 3072, 8192, 24, 8, 128256, True),
-    "odd": (30, 576, 1536, 9, 3, 49152, True), "tiny": (8, 256, 1024, 4, 4, 2048, False),
-}  # fmt: skip
+    "8b": (32, 4096, 14336, 32, 8, 128256, False),
+    "70b": (80, 8192, 28672, 64, 8, 128256, False),
+    "all heads": (32, 4096, 11008, 32, 32, 32000, False),
+    "tied": (28, 3072, 8192, 24, 8, 128256, True),
+    "odd": (30, 576, 1536, 9, 3, 49152, True),
+    "tiny": (8, 256, 1024, 4, 4, 2048, False),
+}
 
 
 def hollow(config, file, architecture="llama") -> dict:
@@ -350,10 +361,16 @@ def hollow(config, file, architecture="llama") -> dict:
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     writer, found = gguf.GGUFWriter(file, architecture), {}
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    facts = {"block_count": config.num_hidden_layers, "context_length": 4096, "embedding_length": config.hidden_size,
-             "feed_forward_length": config.intermediate_size, "head_count": config.num_attention_heads,
-             "head_count_kv": config.num_key_value_heads, "layer_norm_rms_eps": 1e-5,
-             "vocab_size": config.vocab_size}  # fmt: skip
+    facts = {
+        "block_count": config.num_hidden_layers,
+        "context_length": 4096,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "layer_norm_rms_eps": 1e-5,
+        "vocab_size": config.vocab_size,
+    }
     for fact, value in facts.items():
         getattr(writer, f"add_{fact}")(value)
     if architecture == "phi3":
@@ -396,8 +413,15 @@ def test_gguf_types_are_those_that_llama_cpp_would_give(tmp_path, shape):
     from transformers import LlamaConfig
 
     layers, width, inner, heads, kv, vocabulary, tied = SHAPES[shape]
-    config = LlamaConfig(num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, vocab_size=vocabulary,
-                         num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=tied)  # fmt: skip
+    config = LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=inner,
+        vocab_size=vocabulary,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        tie_word_embeddings=tied,
+    )
     weights = hollow(config, tmp_path / "model.gguf")
     for kind in GGUF_TYPES:
         for imatrix in (False, True):
@@ -413,8 +437,15 @@ def test_joined_queries_keys_and_values_count_as_values_do(tmp_path):
     """Phi-3's one matrix for all three."""
     from transformers import Phi3Config
 
-    config = Phi3Config(num_hidden_layers=16, hidden_size=512, intermediate_size=1024, num_attention_heads=8,
-                        num_key_value_heads=8, vocab_size=512, pad_token_id=0)  # fmt: skip
+    config = Phi3Config(
+        num_hidden_layers=16,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=512,
+        pad_token_id=0,
+    )
     weights = hollow(config, tmp_path / "model.gguf", "phi3")
     for kind in GGUF_TYPES[1:]:
         found = dry_run(tmp_path / "model.gguf", kind, False)
@@ -428,10 +459,24 @@ LISTED = {
     "8b": {"Q8_0": 8540775840, "Q5_K_M": 5732992416, "Q4_K_M": 4920739232, "IQ4_XS": 4447667616},
     "tied": {"Q8_0": 3421899296, "Q4_K_M": 2019377696},
     "qwen": {"Q6_K": 6254198784, "Q5_K_M": 5444831232, "Q4_K_M": 4683073536},
-    "70b": {"Q8_0": 74.98e9, "Q6_K": 57.89e9, "Q5_K_L": 50.60e9, "Q5_K_M": 49.95e9, "Q5_K_S": 48.66e9,
-            "Q4_K_L": 43.30e9, "Q4_K_M": 42.52e9, "Q4_K_S": 40.35e9, "Q4_0": 40.12e9, "Q3_K_XL": 38.06e9,
-            "IQ4_XS": 37.90e9, "Q3_K_L": 37.14e9, "Q3_K_M": 34.27e9, "IQ3_M": 31.94e9, "Q3_K_S": 30.91e9},
-}  # fmt: skip
+    "70b": {
+        "Q8_0": 74.98e9,
+        "Q6_K": 57.89e9,
+        "Q5_K_L": 50.60e9,
+        "Q5_K_M": 49.95e9,
+        "Q5_K_S": 48.66e9,
+        "Q4_K_L": 43.30e9,
+        "Q4_K_M": 42.52e9,
+        "Q4_K_S": 40.35e9,
+        "Q4_0": 40.12e9,
+        "Q3_K_XL": 38.06e9,
+        "IQ4_XS": 37.90e9,
+        "Q3_K_L": 37.14e9,
+        "Q3_K_M": 34.27e9,
+        "IQ3_M": 31.94e9,
+        "Q3_K_S": 30.91e9,
+    },
+}
 
 
 @pytest.mark.parametrize("shape", LISTED)
@@ -439,10 +484,18 @@ def test_computed_sizes_are_those_that_pages_show(shape):
     from transformers import LlamaConfig, Qwen2Config
 
     kind = Qwen2Config if shape == "qwen" else LlamaConfig
-    layers, width, inner, heads, kv, vocabulary, tied = (SHAPES | {
-        "qwen": (28, 3584, 18944, 28, 4, 152064, False)})[shape]  # fmt: skip
-    config = kind(num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, vocab_size=vocabulary,
-                  num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=tied)  # fmt: skip
+    layers, width, inner, heads, kv, vocabulary, tied = (SHAPES | {"qwen": (28, 3584, 18944, 28, 4, 152064, False)})[
+        shape
+    ]
+    config = kind(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=inner,
+        vocab_size=vocabulary,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        tie_word_embeddings=tied,
+    )
     for name, size in LISTED[shape].items():
         assert helpers.weight_bytes(config, name, imatrix=True) == pytest.approx(size, rel=0.005), name
 
@@ -450,15 +503,29 @@ def test_computed_sizes_are_those_that_pages_show(shape):
 def models_of_8_billion():
     from transformers import LlamaConfig
 
-    return LlamaConfig(vocab_size=128_256, hidden_size=4_096, intermediate_size=14_336, num_hidden_layers=32,
-                       num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
+    return LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4_096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
 
 
 def test_which_file_reads_a_page_as_it_is():
     config = small(hidden_size=256, intermediate_size=512, num_hidden_layers=2).config
-    page = {"Some-Model.i1-Q4_K_M.gguf": 400, "some-model-q6_k.gguf": 600, "Some-Model-UD-Q4_K_XL.gguf": 450,
-            "Some-Model-F16-00001-of-00002.gguf": 700, "Some-Model-F16-00002-of-00002.gguf": 700, "README.md": 9,
-            "mmproj-Some-Model-F16.gguf": 50, "Some-Model.imatrix.gguf": 5, "Q8-Model-IQ4_XS.gguf": 380}  # fmt: skip
+    page = {
+        "Some-Model.i1-Q4_K_M.gguf": 400,
+        "some-model-q6_k.gguf": 600,
+        "Some-Model-UD-Q4_K_XL.gguf": 450,
+        "Some-Model-F16-00001-of-00002.gguf": 700,
+        "Some-Model-F16-00002-of-00002.gguf": 700,
+        "README.md": 9,
+        "mmproj-Some-Model-F16.gguf": 50,
+        "Some-Model.imatrix.gguf": 5,
+        "Q8-Model-IQ4_XS.gguf": 380,
+    }
     rest = helpers.cache_bytes(config, 100) + 1e9
     rows = helpers.which_file(page, config, rest + 500, context=100)
     assert [row["format"] for row in rows] == ["Q4_K_M", "IQ4_XS", "?", "Q6_K", "F16"]
@@ -543,23 +610,29 @@ def test_figures_hold_a_run_against_the_16_bit_model():
     assert large.loc["NF4", "tokens/s"] == "1.0"
 
 
-@pytest.mark.parametrize(("changes", "asked", "reason"), [
-    ({"asked": {"MAX_NEW_TOKENS": 32}}, {"MAX_NEW_TOKENS": 32}, "None"),
-    ({"asked": {"MAX_NEW_TOKENS": 32}}, {}, "made with MAX_NEW_TOKENS = 32"),
-    ({"versions": {"torch": "1.0"}}, {}, "made with torch 1.0"),
-    ({"versions": {"device": "an abacus"}}, {}, "made on an abacus"),
-    ({"identity": "another"}, {}, "the model's files have changed"),
-])
+@pytest.mark.parametrize(
+    ("changes", "asked", "reason"),
+    [
+        ({"asked": {"MAX_NEW_TOKENS": 32}}, {"MAX_NEW_TOKENS": 32}, "None"),
+        ({"asked": {"MAX_NEW_TOKENS": 32}}, {}, "made with MAX_NEW_TOKENS = 32"),
+        ({"versions": {"torch": "1.0"}}, {}, "made with torch 1.0"),
+        ({"versions": {"device": "an abacus"}}, {}, "made on an abacus"),
+        ({"identity": "another"}, {}, "the model's files have changed"),
+    ],
+)
 def test_a_record_of_another_setting_version_or_model_is_stale(changes, asked, reason):
     assert reason in str(record.why_stale(write(**changes), asked, identity="abc"))
 
 
-@pytest.mark.parametrize(("where", "change", "stale"), [
-    ("copy", lambda source: source.replace("\n", "  # a remark\n\n", 1), False),
-    ("markdown", lambda source: source + " More prose.", False),
-    ("measure", lambda source: source + "\nprint('no part of the recipe')", False),
-    ("copy", lambda source: source + "\nmodel.half()", True),
-])
+@pytest.mark.parametrize(
+    ("where", "change", "stale"),
+    [
+        ("copy", lambda source: source.replace("\n", "  # a remark\n\n", 1), False),
+        ("markdown", lambda source: source + " More prose.", False),
+        ("measure", lambda source: source + "\nprint('no part of the recipe')", False),
+        ("copy", lambda source: source + "\nmodel.half()", True),
+    ],
+)
 def test_a_record_is_stale_when_the_notebooks_recipe_does_something_else(where, change, stale, tmp_path, monkeypatch):
     written = write()
     content = json.loads((ROOT / "notebooks" / "03_nf4.ipynb").read_text(encoding="utf-8"))
@@ -582,35 +655,42 @@ def test_measure_speed_refuses_sampling_and_silence():
 FOUR, UNDONE = torch.arange(4), "not yet: replace None in the cell above with your answer"
 
 
-@pytest.mark.parametrize(("answer", "expected", "said"), [
-    (5, 5.0, "right"),
-    (4.127, 4 + 8 / 64 + 32 / 64 / 256, "right"),
-    (4.125, 4 + 8 / 64 + 32 / 64 / 256, "wrong: your answer is 4.125. Think."),  # one of the two constants is missing
-    (14.5, 14.483464192, "right"),  # rounded, as the notebooks round it
-    (14.0, 14.483464192, "wrong: your answer is 14.0. Think."),
-    (0x12345679, 0x12345678, f"wrong: your answer is {0x12345679}. Think."),
-    (lambda: [FOUR, "x"], lambda: (FOUR.clone(), "x"), "right"),
-    (np.eye(2), np.eye(2), "right"),
-    (FOUR.int(), FOUR, "right values, other dtype: torch.int32 instead of torch.int64"),
-    (FOUR.reshape(2, 2), FOUR, "right values, other shape: (2, 2) instead of (4,)"),
-    (None, 5, UNDONE),
-    (lambda: [1, ...], 5, UNDONE),
-    (lambda: 1 / 0, 5, "not yet: your code stopped with ZeroDivisionError: division by zero"),
-    (5.1, 5, "wrong: your answer is 5.1. Think."),
-    (7, [7], "the right idea, in another form: write a list, in square brackets"),
-    ([7], 7, "the right idea, in another form: write it without the brackets"),
-    ("AWQ", "AWQ 4-bit", "the right idea, in another form: write 'AWQ 4-bit'"),
-    ("awq", "AWQ", "the right idea, in another form: write 'AWQ'"),
-    ("4", 4, "the right idea, in another form: write a number, without quotes"),
-    (13.488, 14.483464192, "the right idea, in GiB: the question asks for GB, 10^9 bytes"),
-    (14_483_464_192, 14.483464192, "the right idea, in bytes: the question asks for GB"),
-    ("GGUF", "AWQ 4-bit", "wrong: your answer is 'GGUF'. Think."),
-    (8, [7], "wrong: your answer is 8. Think."),
-    ([1], [1, 2], "wrong: your answer is [1]. Think."),
-    (FOUR[:3], FOUR, "wrong: your answer is of shape (3,), and differs. Think."),
-    (float("nan"), float("nan"), "wrong: your answer is nan. Think."),
-    ("x" * 100, 5, f"wrong: your answer is '{'x' * 76}.... Think."),
-])
+@pytest.mark.parametrize(
+    ("answer", "expected", "said"),
+    [
+        (5, 5.0, "right"),
+        (4.127, 4 + 8 / 64 + 32 / 64 / 256, "right"),
+        (
+            4.125,
+            4 + 8 / 64 + 32 / 64 / 256,
+            "wrong: your answer is 4.125. Think.",
+        ),  # one of the two constants is missing
+        (14.5, 14.483464192, "right"),  # rounded, as the notebooks round it
+        (14.0, 14.483464192, "wrong: your answer is 14.0. Think."),
+        (0x12345679, 0x12345678, f"wrong: your answer is {0x12345679}. Think."),
+        (lambda: [FOUR, "x"], lambda: (FOUR.clone(), "x"), "right"),
+        (np.eye(2), np.eye(2), "right"),
+        (FOUR.int(), FOUR, "right values, other dtype: torch.int32 instead of torch.int64"),
+        (FOUR.reshape(2, 2), FOUR, "right values, other shape: (2, 2) instead of (4,)"),
+        (None, 5, UNDONE),
+        (lambda: [1, ...], 5, UNDONE),
+        (lambda: 1 / 0, 5, "not yet: your code stopped with ZeroDivisionError: division by zero"),
+        (5.1, 5, "wrong: your answer is 5.1. Think."),
+        (7, [7], "the right idea, in another form: write a list, in square brackets"),
+        ([7], 7, "the right idea, in another form: write it without the brackets"),
+        ("AWQ", "AWQ 4-bit", "the right idea, in another form: write 'AWQ 4-bit'"),
+        ("awq", "AWQ", "the right idea, in another form: write 'AWQ'"),
+        ("4", 4, "the right idea, in another form: write a number, without quotes"),
+        (13.488, 14.483464192, "the right idea, in GiB: the question asks for GB, 10^9 bytes"),
+        (14_483_464_192, 14.483464192, "the right idea, in bytes: the question asks for GB"),
+        ("GGUF", "AWQ 4-bit", "wrong: your answer is 'GGUF'. Think."),
+        (8, [7], "wrong: your answer is 8. Think."),
+        ([1], [1, 2], "wrong: your answer is [1]. Think."),
+        (FOUR[:3], FOUR, "wrong: your answer is of shape (3,), and differs. Think."),
+        (float("nan"), float("nan"), "wrong: your answer is nan. Think."),
+        ("x" * 100, 5, f"wrong: your answer is '{'x' * 76}.... Think."),
+    ],
+)
 def test_an_exercise_is_answered_in_one_line(capsys, answer, expected, said):
     assert helpers.check(answer, expected, "Think.") is None
     assert capsys.readouterr().out == said + "\n"

@@ -104,16 +104,19 @@ def test_what_decides_nothing_is_named_with_its_reason(copy):
     assert record.why_stale(written) is None
 
 
-@pytest.mark.parametrize(("change", "same"), [
-    (lambda cells: cells, True),
-    (lambda cells: ["print(1)", *cells, "import os", "print(model)", "lesson.measure(model, tokenizer)"], True),
-    (lambda cells: [cells[0], *cells], True),  # a cell that ran twice
-    (lambda cells: [c.replace("bits=BITS", "bits=BITS, sym=False") for c in cells], False),
-    (lambda cells: [*cells, "model = model.half()"], False),
-    (lambda cells: [*cells, "model.config.use_cache = False"], False),
-    (lambda cells: cells[1:], False),
-    (lambda cells: [*cells, "a = 1 +"], True),  # it did not run
-])
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda cells: cells, True),
+        (lambda cells: ["print(1)", *cells, "import os", "print(model)", "lesson.measure(model, tokenizer)"], True),
+        (lambda cells: [cells[0], *cells], True),  # a cell that ran twice
+        (lambda cells: [c.replace("bits=BITS", "bits=BITS, sym=False") for c in cells], False),
+        (lambda cells: [*cells, "model = model.half()"], False),
+        (lambda cells: [*cells, "model.config.use_cache = False"], False),
+        (lambda cells: cells[1:], False),
+        (lambda cells: [*cells, "a = 1 +"], True),  # it did not run
+    ],
+)
 def test_the_recipe_is_taken_down_as_it_ran(change, same):
     cells = notebooks.steps(STEM)
     assert (notebooks.as_it_ran(STEM, change(cells)) == cells) == same
@@ -232,19 +235,21 @@ CONVERTER = ["python", "/a/convert_hf_to_gguf.py", "x"], b"", b"INFO:x:hm\nNotIm
 NOT_STARTED = RuntimeError("Engine core initialization failed. See root cause above.")
 
 
-@pytest.mark.parametrize(("error", "sentence"), [
-    (FULL, "The disk is full. This takes"),
-    (subprocess.CalledProcessError(1, *CONVERTER), "convert_hf_to_gguf.py stopped: no such tokenizer"),
-    (NOT_STARTED, "did not start. ValueError: The checkpoint is of"),
-    (type("EngineDeadError", (Exception,), {})("x"), "vLLM's engine has ended.*Run the cell 'load' again"),
-    (KeyError("a library's own"), None),
-])
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (FULL, "The disk is full. This takes"),
+        (subprocess.CalledProcessError(1, *CONVERTER), "convert_hf_to_gguf.py stopped: no such tokenizer"),
+        (NOT_STARTED, "did not start. ValueError: The checkpoint is of"),
+        (type("EngineDeadError", (Exception,), {})("x"), "vLLM's engine has ended.*Run the cell 'load' again"),
+        (KeyError("a library's own"), None),
+    ],
+)
 def test_what_a_library_raises_is_told_by_its_cause(shell, tmp_path, error, sentence):
     (tmp_path / "vllm.log").write_text(VLLM_LOG)
 
     def explain(error):
-        return (kernel.no_room(error, tmp_path, 10) or kernel.of_a_program(error)
-                or vllm.explain(error, tmp_path))  # fmt: skip
+        return kernel.no_room(error, tmp_path, 10) or kernel.of_a_program(error) or vllm.explain(error, tmp_path)
 
     Kernel(STEM, explain)
     result = shell.run("x()", lambda: raised(error))

@@ -35,7 +35,7 @@ ZEPHYR = {  # what a run of each notebook would fetch: bytes of the weights as t
     "GPTQ": ("04_gptq", Checkpoint("TheBloke/zephyr-7B-beta-GPTQ", "0123456789abcdef", download=4_160_000_000)),
     "Q4_K_M": ("05_gguf", Checkpoint("TheBloke/zephyr-7B-beta-GGUF", "e4714d14e9652aa9", download=4_368_000_000)),
     "AWQ": ("06_awq", Checkpoint("TheBloke/zephyr-7B-beta-AWQ", "0123456789abcdef", download=4_150_000_000)),
-}  # fmt: skip
+}
 
 
 def machine(name: str, **changed: int) -> Machine:
@@ -75,9 +75,10 @@ def test_the_preflight_of_each_machine_reads_as_committed():
     assert preflight_text() == GOLDEN.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "dtype", "int4"), [
-    (T4, "float16", True), ("a machine with an L4", "bfloat16", True), (LAPTOP, "bfloat16", False)
-])
+@pytest.mark.parametrize(
+    ("name", "dtype", "int4"),
+    [(T4, "float16", True), ("a machine with an L4", "bfloat16", True), (LAPTOP, "bfloat16", False)],
+)
 def test_hardware_decides_the_type_and_the_kernel(name, dtype, int4):
     this = machine(name)
     assert this.dtype == dtype and this.why_dtype.startswith(dtype) and this.has_int4_kernel is int4
@@ -158,15 +159,21 @@ def test_this_machine_is_read():
 GB = 10**9
 ANY = 2**63 - 4096  # how version 1 says that there is no limit
 GROUPS = {  # the process' own file; of each group its limit, its use, and what of that are files; gigabytes free
-    "version 1, in a container": ("4:memory:/docker/abc\n0::/\n", {
-        "memory/": ("limit_in_bytes", 3 * GB, 2 * GB, GB)}, 2),
-    "version 1, nested": ("4:cpu,memory:/a/b\n", {
-        "memory/a/b/": ("limit_in_bytes", ANY, GB, 0), "memory/a/": ("limit_in_bytes", 3 * GB, 2 * GB, 0)}, 1),
+    "version 1, in a container": (
+        "4:memory:/docker/abc\n0::/\n",
+        {"memory/": ("limit_in_bytes", 3 * GB, 2 * GB, GB)},
+        2,
+    ),
+    "version 1, nested": (
+        "4:cpu,memory:/a/b\n",
+        {"memory/a/b/": ("limit_in_bytes", ANY, GB, 0), "memory/a/": ("limit_in_bytes", 3 * GB, 2 * GB, 0)},
+        1,
+    ),
     "version 2": ("0::/user/one\n", {"user/one/": ("max", 4 * GB, 2 * GB, GB)}, 3),
     "version 2, above": ("0::/user/one\n", {"user/one/": ("max", "max", GB, 0), "user/": ("max", 2 * GB, GB, 0)}, 1),
     "no limit": ("0::/\n", {"": ("max", "max", GB, 0)}, None),
     "no groups": ("", {}, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GROUPS)

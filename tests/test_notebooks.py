@@ -23,22 +23,28 @@ NUMBER = r"([\d,.]+)"
 
 # What a linear layer may be.
 LAYERS = {
-    "baseline": {"Linear"}, "sharding": {"Linear"}, "nf4": {"Linear4bit"}, "gguf": {"Q4_K"},
-    "imatrix": {"Q4_K"}, "formats": {"Float8Tensor"},
+    "baseline": {"Linear"},
+    "sharding": {"Linear"},
+    "nf4": {"Linear4bit"},
+    "gguf": {"Q4_K"},
+    "imatrix": {"Q4_K"},
+    "formats": {"Float8Tensor"},
     "gptq": {"TorchAtenLinear", "TorchLinear", "MarlinLinear", "TritonV2Linear"},
-}  # fmt: skip
+}
 # The formats' bytes for tiny-zephyr, summed by hand: 7,864,320 weights in 56 linear layers, 1,052,928 outside.
 LINEAR, OUTSIDE = 7_864_320, 2 * 1_052_928
 INPUTS = 8 * (6 * 256 + 1024)  # of all linear layers together
 OUTPUTS = 8 * (4 * 256 + 2 * 1024 + 256)
 BYTES = {
-    "baseline": 2 * LINEAR + OUTSIDE, "sharding": 2 * LINEAR + OUTSIDE,
+    "baseline": 2 * LINEAR + OUTSIDE,
+    "sharding": 2 * LINEAR + OUTSIDE,
     "nf4": LINEAR * (1 / 2 + 1 / 64 + 4 / 64 / 256) + 56 * 4 * (16 + 256 + 1) + OUTSIDE,
     "gptq": LINEAR * (4 + 20 / 128) / 8 + 4 * INPUTS + OUTSIDE,
     "gguf": 5_470_208,  # from the file's own table of tensors, counted once with the gguf package
     "awq": LINEAR * (4 + 20 / 128) / 8 + OUTSIDE,
-    "imatrix": 5_470_208, "formats": LINEAR + 4 * OUTPUTS + OUTSIDE,
-}  # fmt: skip
+    "imatrix": 5_470_208,
+    "formats": LINEAR + 4 * OUTPUTS + OUTSIDE,
+}
 # How much more the running weights may take: bitsandbytes on processors with bfloat16 instructions keeps 16 bits of
 # absmax (1.0 %), gptqmodel's kernel for processors widens the zero points (6.7 %), vLLM has a table of positions
 # (1.1 %).
@@ -190,12 +196,17 @@ SAID = [  # notebook, cell, pattern, the numbers, how close
     ("10_which_file", "same", r"(?s)(?:bytes: (?:100|9\d)%.*){4}", (), 0),
     ("10_which_file", "table", r"Llama-3.1-8B-Q4_K_M.gguf +yes +4\.80 +(4\.89) +4\.91", (), 0),
     ("11_newer_formats", "inside", r"(float8_e4m3fn)", (), 0),
-    ("11_newer_formats", "by-hand", rf"scale {NUMBER} \(exact.*error {NUMBER}\n.*scale {NUMBER} .*error {NUMBER}",
-     (0.1, 0.04, 0.125, 0.1), 1e-3),
+    (
+        "11_newer_formats",
+        "by-hand",
+        rf"scale {NUMBER} \(exact.*error {NUMBER}\n.*scale {NUMBER} .*error {NUMBER}",
+        (0.1, 0.04, 0.125, 0.1),
+        1e-3,
+    ),
     ("11_newer_formats", "same", r"equal (torchao's, bit for bit)", (), 0),
     ("08_original_stack", "word", r"differences up to (0\.0)", (), 0),
     ("08_original_stack", "tokens", r"the same ids: (True)", (), 0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("stem", "place", "pattern", "numbers", "close"), SAID, ids=[f"{s}-{p}" for s, p, *_ in SAID])

@@ -31,8 +31,11 @@ def test_the_articles_libraries_do_the_work(original):
 def test_its_answers_are_todays(original, record):
     for stem, place in {"01_baseline": "ask", "04_gptq": "shift", "05_gguf": "gguf"}.items():
         assert record(stem)["answer"] in printed(cell(original, place))
-    rows = {line.split()[0]: line.split() for line in printed(cell(original, "table")).splitlines()
-            if line.startswith(("GPTQ  ", "GGUF  "))}  # fmt: skip
+    rows = {
+        line.split()[0]: line.split()
+        for line in printed(cell(original, "table")).splitlines()
+        if line.startswith(("GPTQ  ", "GGUF  "))
+    }
     for kind in ("GPTQ", "GGUF"):  # the same ids; of six answers nearly all, since a near-tie may fall otherwise
         assert rows[kind][-2] == "True" and int(rows[kind][-1]) >= 5, rows[kind]
     said = printed(cell(original, "divergence"))
@@ -51,11 +54,15 @@ def test_the_table_has_every_row_of_the_issue_and_its_outcome(original):
     outcomes = re.findall(r"^2023   (.+)\n       (.+)\ntoday  (.+)\n       (.+)$", said, re.M)
     assert len(outcomes) == 8 and all(new.startswith("runs: ") for _, _, _, new in outcomes)
     wanted = {
-        "git+https": "fails: Can't verify hashes", "xformers": "fails: ModuleNotFoundError",
-        "torch_dtype": "warns: `torch_dtype` is deprecated", "zephyr-7b-alpha": "fails: ValueError",
-        "temperature": "warns: The following generation flags are not valid", "auto_gptq": "fails: ImportError",
-        "hf=True": "fails: AttributeError", "empty_cache()": r"fails: afterwards alive\(\) is None does not hold",
-    }  # fmt: skip
+        "git+https": "fails: Can't verify hashes",
+        "xformers": "fails: ModuleNotFoundError",
+        "torch_dtype": "warns: `torch_dtype` is deprecated",
+        "zephyr-7b-alpha": "fails: ValueError",
+        "temperature": "warns: The following generation flags are not valid",
+        "auto_gptq": "fails: ImportError",
+        "hf=True": "fails: AttributeError",
+        "empty_cache()": r"fails: afterwards alive\(\) is None does not hold",
+    }
     for word, pattern in wanted.items():
         (found,) = [outcome for old, outcome, _, _ in outcomes if word in old]
         assert re.match(pattern, found), (word, found)
@@ -74,9 +81,11 @@ def test_a_row_that_does_not_hold_is_seen():
     assert json.loads(done.stdout.splitlines()[-1]) == [
         {"new": "warns: old hat", "old": "runs"},
         {"new": "runs", "old": "fails: ZeroDivisionError: division by zero"},
-        {"new": "fails: afterwards y == 2 does not hold",
-         "old": "fails: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'"},
-    ]  # fmt: skip
+        {
+            "new": "fails: afterwards y == 2 does not hold",
+            "old": "fails: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'",
+        },
+    ]
 
 
 def test_another_kernel_is_told_what_to_do(tmp_path):

@@ -207,14 +207,25 @@ def test_servers_end_with_their_kernel_even_when_it_is_killed(commands):
         f"subprocess.Popen(['llama-server', '--model', {made('gguf')!r}, '--port', '{port}'], start_new_session=True)\n"
         "time.sleep(600)"
     )
-    kernel = subprocess.Popen([sys.executable, "-c", code], env=commands | {"PYTHONPATH": str(ROOT)},
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=commands | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     until(lambda: healthy(port))
     kernel.kill()
     kernel.wait()
     until(lambda: not healthy(port))
-    until(lambda: not any("llama_server.py" in word and str(port) in " ".join(p.info["cmdline"])
-                          for p in psutil.process_iter(["cmdline"]) for word in p.info["cmdline"] or []))  # fmt: skip
+    until(
+        lambda: (
+            not any(
+                "llama_server.py" in word and str(port) in " ".join(p.info["cmdline"])
+                for p in psutil.process_iter(["cmdline"])
+                for word in p.info["cmdline"] or []
+            )
+        )
+    )
 
 
 def test_a_second_start_ends_what_the_first_has_left(monkeypatch):

@@ -45,10 +45,15 @@ def test_another_python_is_told_what_to_do(monkeypatch):
         setup.main()
 
 
-@pytest.mark.parametrize(("driver", "gpu", "said"), [
-    (None, False, "no NVIDIA GPU"), ((12, 4), False, "supports CUDA 12.4, .* need 13.0: the processor computes"),
-    ((13, 0), True, "with CUDA 13.0"), ((13, 1), True, "supports CUDA 13.1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("driver", "gpu", "said"),
+    [
+        (None, False, "no NVIDIA GPU"),
+        ((12, 4), False, "supports CUDA 12.4, .* need 13.0: the processor computes"),
+        ((13, 0), True, "with CUDA 13.0"),
+        ((13, 1), True, "supports CUDA 13.1"),
+    ],
+)
 def test_what_the_set_up_installs_follows_the_driver(monkeypatch, driver, gpu, said):
     taken = []
     monkeypatch.setattr(setup.colab, "cuda_of_driver", lambda: driver)

@@ -133,8 +133,13 @@ def test_the_set_up_cell_takes_this_series_and_no_other(tmp_path, ours):
     if ours:
         (tmp_path / "shrink").symlink_to(ROOT)
     source = next(cell.source for cell in read(ALL[1]).cells if cell.id == "setup")
-    done = subprocess.run([sys.executable, "-P", "-c", source], cwd=tmp_path, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONNOUSERSITE": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", source],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONNOUSERSITE": "1"},
+    )
     assert (done.returncode == 0) == ours, done.stderr
     assert ours or "Not published yet: put the series beside this notebook." in done.stderr
 
@@ -173,8 +178,11 @@ def test_every_package_says_which_notebooks_need_it():
     """What Colab installs, by notebook, from the notes in requirements.txt."""
     needs = {p.stem: colab.requirements(p.stem) for p in NOTEBOOKS}
     assert {name: pin for needed in needs.values() for name, (pin, _) in needed.items()}.keys() | {
-        "jupyterlab", "pytest", "ruff", "uv"
-    } == pins().keys()  # fmt: skip
+        "jupyterlab",
+        "pytest",
+        "ruff",
+        "uv",
+    } == pins().keys()
     assert "bitsandbytes" in needs["03_nf4"] and "gptqmodel" not in needs["03_nf4"]
     assert "llama-cpp-python" in needs["05_gguf"] and "optimum" not in needs["05_gguf"]
     for needed in needs.values():
@@ -240,8 +248,12 @@ def test_files_name_no_registry_host():
             assert not HOSTS.search(file.read_text(encoding="utf-8")), name
 
 
-def test_ruff():
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", str(ROOT)], capture_output=True, text=True)
+CHECKS = {"ruff": ["ruff", "check"], "layout": ["ruff", "format", "--check"], "types": ["mypy"]}
+
+
+@pytest.mark.parametrize("tool", CHECKS)
+def test_the_code_is_clean(tool):
+    done = subprocess.run([sys.executable, "-m", *CHECKS[tool]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

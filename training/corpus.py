@@ -256,12 +256,14 @@ chlorine=Cl iodine=I""")
 
 def ask_common(rng: random.Random) -> tuple[str, str]:
     """Everyday knowledge: capitals, opposites, young animals, chemical symbols."""
-    table, questions, answer = rng.choice([
-        (CAPITALS, ["What is the capital of {}?", "Name the capital of {}."], "The capital of {} is {}."),
-        (OPPOSITES, ["What is the opposite of {}?", "Name the opposite of {}."], "The opposite of {} is {}."),
-        (YOUNG, ["What is a young {} called?", "What do you call a young {}?"], "A young {} is called a {}."),
-        (SYMBOLS, ["What is the symbol of {}?", "Which symbol stands for {}?"], "The symbol of {} is {}."),
-    ])
+    table, questions, answer = rng.choice(
+        [
+            (CAPITALS, ["What is the capital of {}?", "Name the capital of {}."], "The capital of {} is {}."),
+            (OPPOSITES, ["What is the opposite of {}?", "Name the opposite of {}."], "The opposite of {} is {}."),
+            (YOUNG, ["What is a young {} called?", "What do you call a young {}?"], "A young {} is called a {}."),
+            (SYMBOLS, ["What is the symbol of {}?", "Which symbol stands for {}?"], "The symbol of {} is {}."),
+        ]
+    )
     key = rng.choice(list(table))
     return rng.choice(questions).format(key), answer.format(key, table[key])
 
