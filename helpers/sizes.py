@@ -87,6 +87,7 @@ class Weight:
 
     @property
     def count(self) -> int:
+        """How many numbers the weight has."""
         return prod(self.shape)
 
 

@@ -44,6 +44,7 @@ def llama_cpp_converter() -> pathlib.Path:
 
 
 def download(version: str, folder: pathlib.Path) -> pathlib.Path:
+    """The source distribution of that version, fetched with pip into ``folder``; RuntimeError where it cannot be had."""
     package = "llama-cpp-python"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", package]
     done = subprocess.run([*command, "-d", str(folder), f"{package}=={version}"], capture_output=True, text=True)
@@ -56,6 +57,7 @@ def download(version: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
+    """Take what is ``WANTED`` out of the source distribution; RuntimeError where it holds no converter."""
     with tarfile.open(archive) as tar:
         for member in tar:
             _, _, path = member.name.partition("/vendor/llama.cpp/")

@@ -63,14 +63,17 @@ class Fit:
 
     @property
     def name(self) -> str:
+        """What the reader calls it."""
         return "32-bit" if self.kind == "16-bit" and self.whole == 4 else self.kind
 
     @property
     def needed(self) -> int:
+        """Bytes in all."""
         return self.weights + self.cache + self.overhead
 
     @property
     def fits(self) -> bool:
+        """Whether as much is free."""
         return self.needed <= self.free
 
     def is_as(self, other: Fit) -> bool:

@@ -44,6 +44,7 @@ class Kernel:
             self.shell.set_custom_exc((Exception,), self._failed)
 
     def forget(self) -> None:
+        """See nothing of the kernel any more."""
         if self.shell:
             for event, hook in (("pre_run_cell", self._before), ("post_run_cell", self._after)):
                 if hook in self.shell.events.callbacks[event]:

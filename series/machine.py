@@ -55,6 +55,7 @@ class Machine:
 
     @property
     def gpu(self) -> Gpu | None:
+        """The first one, or None."""
         return self.gpus[0] if self.gpus else None
 
     @property
@@ -64,6 +65,7 @@ class Machine:
 
     @property
     def why_dtype(self) -> str:
+        """The type, and the reason, in a sentence."""
         if not self.gpu:
             return "bfloat16: the type that models are trained in; a processor without it converts on the fly"
         if self.gpu.capability < BFLOAT16:

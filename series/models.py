@@ -43,6 +43,7 @@ class Checkpoint:
 
     @property
     def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
         return self.revision is None
 
     @property
@@ -183,6 +184,7 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """The object in a file of JSON; ValueError, in one sentence, where it is damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

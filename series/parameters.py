@@ -9,14 +9,17 @@ Rule = tuple[Callable[[Any], bool], str]  # whether a value is right, and what i
 
 
 def whole(low: int, high: int) -> Rule:
+    """A whole number, both ends included."""
     return lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high:,}"
 
 
 def one_of(*values: Any) -> Rule:
+    """One of these values, and of their type."""
     return lambda given: any(type(given) is type(v) and given == v for v in values), f"one of {str(values)[1:-1]}"
 
 
 def number(above: float, most: float, words: str, *types: type) -> Rule:
+    """A number of these types above ``above`` and up to ``most``; ``words`` say so."""
     return lambda given: type(given) in types and above < given <= most, words
 
 

@@ -205,6 +205,7 @@ def chosen(numbers: list[str]) -> list[pathlib.Path]:
 
 
 def outputs_folder() -> pathlib.Path:
+    """$QUANT_EXECUTED, or ``executed`` in the repository."""
     return pathlib.Path(os.environ.get("QUANT_EXECUTED") or ROOT / "executed").expanduser().resolve()
 
 

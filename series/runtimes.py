@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from helpers.memory import tensor_bytes
 from series.console import quiet
@@ -15,6 +15,28 @@ from series.texts import WINDOW_SCORES
 BATCH = 100  # answers at once, in transformers
 
 
+class Runtime(Protocol):
+    """What every runtime can do with the model that it has loaded; all tokens are ids."""
+
+    def scores(self, windows: list[list[int]]) -> list[Any]:
+        """For each window its log-probabilities in float16, [positions, vocabulary]; row i guesses token i + 1."""
+
+    def token_scores(self, sequences: list[list[int]]) -> list[list[float]]:
+        """For each sequence the log-probability of each of its tokens but the first."""
+
+    def answer(self, prompt: list[int], longest: int) -> list[int]:
+        """The new tokens of a greedy answer, the one that ends it included; at most ``longest``."""
+
+    def answers(self, prompts: list[list[int]], longest: int) -> list[list[int]]:
+        """Those of many prompts, at once where the runtime can."""
+
+    def memory_bytes(self) -> int:
+        """Bytes of the weights as they lie in memory."""
+
+    def layer(self) -> tuple[str, int, int]:
+        """How a linear layer in the blocks is held, how many of them are quantized, and how many there are."""
+
+
 class Transformers:
     """A transformers model, whatever its layers are."""
 
@@ -22,7 +44,6 @@ class Transformers:
         self.model, self.tokenizer, self.linears = model, tokenizer, linears
 
     def scores(self, windows: list[list[int]]) -> list[Any]:
-        """For each window its log-probabilities, [positions, vocabulary]."""
         import torch
 
         with torch.no_grad():
@@ -30,7 +51,6 @@ class Transformers:
             return [log_probabilities(self.model(ids).logits[0]) for ids in given]
 
     def token_scores(self, sequences: list[list[int]]) -> list[list[float]]:
-        """For each sequence the log-probability of each of its tokens but the first."""
         import torch
 
         found: list[list[float]] = []
@@ -46,11 +66,9 @@ class Transformers:
         return found
 
     def answer(self, prompt: list[int], longest: int) -> list[int]:
-        """The new token ids of a greedy answer."""
         return self.answers([prompt], longest)[0]
 
     def answers(self, prompts: list[list[int]], longest: int) -> list[list[int]]:
-        """Those of many prompts; what comes after the end of an answer is padding, and cut off."""
         import torch
 
         found, pad = [], self.tokenizer.pad_token_id or 0
@@ -74,7 +92,6 @@ class Transformers:
         return tensor_bytes(self.model)
 
     def layer(self) -> tuple[str, int, int]:
-        """The class of a linear layer in the blocks, how many of them are quantized, and how many there are."""
         layers = [self.model.get_submodule(name) for name in self.linears]
         packed = [getattr(layer, "weight", None) for layer in layers]  # torchao changes the weight, and not the layer
         kinds = [
@@ -215,7 +232,7 @@ class Vllm:
         return kinds[0], packed, len(self.linears)
 
 
-def runtime_of(model: Any, tokenizer: Any, linears: list[str]) -> Transformers | LlamaCpp | Vllm:
+def runtime_of(model: Any, tokenizer: Any, linears: list[str]) -> Runtime:
     """The adapter for ``model``; ValueError for what is none of the three."""
     module = type(model).__module__.partition(".")[0]
     if module == "llama_cpp":

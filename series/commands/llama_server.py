@@ -11,6 +11,7 @@ import signal
 
 
 def main() -> None:
+    """Start the server, as ``llama-server`` with the same words would."""
     parser = argparse.ArgumentParser(prog="llama-server", description=__doc__)
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("-a", "--alias", default="")

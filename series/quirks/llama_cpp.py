@@ -10,6 +10,7 @@ READ_WHOLE = ("mistral", "mixtral", "ministral", "qwen2", "qwen2_moe", "qwen3", 
 
 
 def imported() -> None:
+    """Once it is imported: nothing but errors."""
     importlib.import_module("llama_cpp._logger").set_verbose(False)
 
 

@@ -45,6 +45,7 @@ def keep_remarks(folder: pathlib.Path) -> None:
 
 
 def require_kernel(machine: Any, config: Any) -> None:
+    """Raise RuntimeError for a model that is too large for the kernel of the series, where vLLM has none."""
     if not machine.has_int4_kernel and weight_bytes(config) > 1e9:
         raise RuntimeError(
             "This processor has no AVX-512, so vLLM has no 4-bit kernel for it, and the series' own serves models "
@@ -54,6 +55,7 @@ def require_kernel(machine: Any, config: Any) -> None:
 
 
 def require_path(path: str) -> None:
+    """Raise ValueError for a path in which vLLM would find no weights."""
     if re.search(r"[][*?]", path):
         raise ValueError(
             f"vLLM takes brackets, * and ? in a path for a pattern, and finds nothing in {path}. "

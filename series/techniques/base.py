@@ -31,6 +31,7 @@ class Published:
     file: str | None = None
 
     def find(self, settings: dict[str, Any]) -> Checkpoint:
+        """Where its files are, with the bytes to fetch; it must be within reach."""
         patterns = (self.file.format(**settings),) if self.file else (*SMALL, *WEIGHTS)
         return on_hub(Checkpoint(self.repository, self.revision, patterns))
 
@@ -88,11 +89,13 @@ class Technique:
     article = False
 
     def record_name(self, settings: dict[str, Any]) -> str:
+        """What the tables call a run with these settings."""
         note = CALIBRATIONS[settings.get("CALIBRATION", "own")]
         size = f", groups of {settings['GROUP_SIZE']}" if settings.get("GROUP_SIZE", 128) != 128 else ""
         return self.record.format(**settings) + size + note
 
     def format_of(self, settings: dict[str, Any]) -> str:
+        """The format of a run with these settings, one of ``helpers.sizes.FORMATS``."""
         return settings.get("QUANT_TYPE", settings.get("FORMAT", self.kind))
 
     def ladder(self, model: str) -> list[dict[str, Any]]:
