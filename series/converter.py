@@ -44,7 +44,7 @@ def llama_cpp_converter() -> pathlib.Path:
 
 
 def download(version: str, folder: pathlib.Path) -> pathlib.Path:
-    """The source distribution of that version, fetched with pip into ``folder``; RuntimeError where it cannot be had."""
+    """The source distribution of that version, fetched with pip; RuntimeError where it cannot be had."""
     package = "llama-cpp-python"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", package]
     done = subprocess.run([*command, "-d", str(folder), f"{package}=={version}"], capture_output=True, text=True)

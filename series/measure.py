@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from helpers.prompt import render_prompt
-from series import fit
+from series import fit, installed
 from series.artifacts import SEAL, disk_bytes, seal
 from series.console import quiet
 from series.guide import read_quality
@@ -90,6 +90,7 @@ def measure(lesson: Lesson, model: Any, tokenizer: Any = None) -> Any:
         made_from=made_from(lesson.kernel.recipe(), lesson.model),
         asked={"MAX_NEW_TOKENS": lesson.given["MAX_NEW_TOKENS"], **lesson.asked},
         settings=lesson.settings,
+        series=installed.of_the_series(),
         versions=lesson.versions,
         layer=kind,
         layers={"quantized": quantized, "in 16 bits": whole - quantized},

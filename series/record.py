@@ -26,6 +26,7 @@ FIELDS: dict[str, Any] = {
     "made_from": str,  # a digest of the recipe as it ran, the series' own code and the texts
     "asked": dict,  # the parameters that decide the result, such as {'BITS': 4}, as the notebook had them
     "settings": dict,  # and as they were after 'start', which may have to change them for a model
+    "series": str,  # the version of this series
     "versions": dict,  # package -> version, and the device
     "layer": str,  # the class of a linear layer, or the format's name for its type
     "layers": dict,  # how many linear layers in the blocks are quantized, and how many are not

@@ -227,6 +227,7 @@ def write(logits: object = None, windows: object = ((1, 2, 3), (1, 3, 2)), **cha
         made_from=made_from(steps("03_nf4"), changes.get("model", "tiny")),
         asked={"MAX_NEW_TOKENS": 64},
         settings={},
+        series="1.0",
         versions={},
         layer="Linear4bit",
         layers={},

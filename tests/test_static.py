@@ -177,12 +177,8 @@ def test_another_address_reaches_badge_and_cell_and_nothing_else(path, tmp_path)
 def test_every_package_says_which_notebooks_need_it():
     """What Colab installs, by notebook, from the notes in requirements.txt."""
     needs = {p.stem: colab.requirements(p.stem) for p in NOTEBOOKS}
-    assert {name: pin for needed in needs.values() for name, (pin, _) in needed.items()}.keys() | {
-        "jupyterlab",
-        "pytest",
-        "ruff",
-        "uv",
-    } == pins().keys()
+    needed = {name for found in needs.values() for name in found}
+    assert needed | {"jupyterlab", "pytest", "ruff", "mypy", "uv"} == pins().keys()
     assert "bitsandbytes" in needs["03_nf4"] and "gptqmodel" not in needs["03_nf4"]
     assert "llama-cpp-python" in needs["05_gguf"] and "optimum" not in needs["05_gguf"]
     for needed in needs.values():
@@ -225,6 +221,19 @@ def test_installed_versions_are_the_pinned_ones():
         if package == "llama-cpp-python" and package not in installed:
             continue  # it is compiled apart, and 'make check' does without
         assert importlib.metadata.version(package).split("+")[0] == version
+
+
+def test_the_requirements_are_those_of_the_project():
+    """pyproject.toml is the one list; 'make lock' writes the others from it."""
+    import tomllib
+
+    import lock
+
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert lock.requirements(text, settings) == text
+    settings["project"]["dependencies"][0] = "torch==0"
+    assert lock.requirements(text, settings) != text
 
 
 def test_vllm_requirements_have_hashes_and_leave_out_what_breaks():
