@@ -20,7 +20,7 @@ def machine() -> str:
     import psutil
     import torch
 
-    from series.console import processor_name
+    from series.machine import processor_name
 
     text = f"{processor_name()}, {psutil.cpu_count()} cores, "
     text += f"{torch.backends.cpu.get_cpu_capability()}, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"

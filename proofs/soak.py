@@ -28,7 +28,8 @@ from series.techniques import MEASURED, TECHNIQUES  # noqa: E402
 LIMIT = 0.02  # of the 16-bit model's bytes
 FREE = """
 if "llm" in globals() and hasattr(llm, "llm_engine"):
-    llm.llm_engine.engine_core.shutdown()
+    from series.quirks import vllm
+    vllm.end(llm)
 elif "llm" in globals():
     llm.close()
 for server in [each for each in globals().values() if isinstance(each, subprocess.Popen)]:

@@ -32,7 +32,7 @@ import torch  # noqa: E402
 from helpers.memory import tensor_bytes  # noqa: E402
 from helpers.sizes import block_linears  # noqa: E402
 from series.artifacts import disk_bytes  # noqa: E402
-from series.console import device_name  # noqa: E402
+from series.machine import device_name  # noqa: E402
 from series.models import TINY  # noqa: E402
 from series.quality import distance, right_answers  # noqa: E402
 from series.quirks.gptqmodel import ENVIRONMENT as MAKING  # noqa: E402

@@ -27,9 +27,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from helpers.memory import clear_cache, tensor_bytes
 from series.artifacts import artifacts_folder
-from series.console import processor_name
 from series.converter import llama_cpp_converter
-from series.machine import this_machine
+from series.machine import processor_name, this_machine
 from series.models import TINY
 from series.texts import calibration_texts
 

@@ -11,16 +11,18 @@ from typing import Any
 from helpers.sizes import block_linears
 from series import notebooks
 from series.artifacts import artifacts_folder, replace_file
-from series.console import device_name, quiet
+from series.console import quiet
 from series.fit import fitting_group
 from series.guide import read_quality
 from series.lesson import start
-from series.machine import this_machine
+from series.machine import device_name, this_machine
+from series.made import why_stale
 from series.measure import examine
 from series.models import find
 from series.quality import distance, perplexity, right_answers
 from series.quirks.torch import multiply_in_32_bits
-from series.record import figures, read_record, read_scores, why_stale
+from series.quirks.vllm import end
+from series.record import figures, read_record, read_scores
 from series.run import in_one_kernel
 from series.runtimes import Transformers, Vllm
 from series.techniques import ARTICLE, CALIBRATIONS, MEASURED, TECHNIQUES
@@ -146,7 +148,7 @@ def noise(model: str) -> dict[str, dict[str, float]]:
 
         llm = LLM(str(base), dtype="bfloat16", max_model_len=512, enforce_eager=True)
         found["vLLM, 16-bit"] = distance(Vllm(llm, []).scores(windows), reference)
-        llm.llm_engine.engine_core.shutdown()
+        end(llm)
     found["llama.cpp, F16"] = distance(read_scores(read_record("GGUF F16", model))[1], reference)
     return found
 

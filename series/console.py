@@ -6,14 +6,10 @@ import contextlib
 import io
 import logging
 import os
-import platform
-import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-
-from series import installed
 
 HARMLESS = (DeprecationWarning, FutureWarning, SyntaxWarning)
 
@@ -72,35 +68,3 @@ def quiet(tell: bool = True) -> Iterator[None]:
     for warning in caught:
         if not issubclass(warning.category, HARMLESS) and warning.category.__name__ != "TqdmWarning":
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
-    """The versions of Python and ``packages``, and the device they will run on."""
-    versions = {"python": platform.python_version()}
-    for package in map(installed.as_installed, packages):
-        if not (version := installed.version(package)):
-            raise ModuleNotFoundError(f"{package} is not installed. Run 'pip install -r requirements.txt'.")
-        versions[package] = version
-    return {**versions, "device": device_name()}
-
-
-def device_name() -> str:
-    """The GPU's name, or the processor's, as ``NVIDIA T4`` or ``cpu (2 cores, AVX-512, AMD EPYC 9654)``.
-
-    Two processors of one width can round differently: the name belongs to what explains the numbers.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    width = torch.backends.cpu.get_cpu_capability()
-    return f"cpu ({os.cpu_count()} cores, {width.replace('AVX512', 'AVX-512')}, {processor_name()})"
-
-
-def processor_name() -> str:
-    """Such as ``AMD EPYC 9654``; the architecture where the system does not say."""
-    with contextlib.suppress(OSError):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            if found := re.search(r"^model name\s*:\s*(.+)$", file.read(), re.M):
-                return re.sub(r"\((R|TM)\)", "", found[1]).strip()
-    return platform.processor() or platform.machine()

@@ -14,9 +14,10 @@ from typing import Any
 from helpers.prompt import render_prompt
 from helpers.sizes import block_linears, cache_bytes, experts_of, model_weights
 from series.console import quiet
-from series.models import SMALL, Checkpoint, as_it_is_read, read_json, weight_files
+from series.models import BESIDE_WEIGHTS, Checkpoint, read_json, weight_files
+from series.prepared import as_it_is_read
 
-PLAIN = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}  # safetensors' names, and torch's
 # What a file of one of these names holds, transformers can read as a tokenizer.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 PREFIXES = {
@@ -38,8 +39,9 @@ def require(checkpoint: Checkpoint, weights: bool = True, loads: dict[str, str] 
     """
     from transformers import AutoConfig
 
-    small = checkpoint if checkpoint.is_local else Checkpoint(checkpoint.source, checkpoint.revision, (*SMALL,))
-    folder, source = small.fetch(), checkpoint.source
+    source = checkpoint.source
+    beside = Checkpoint(source, checkpoint.revision, (*BESIDE_WEIGHTS,))
+    folder = (checkpoint if checkpoint.is_local else beside).fetch()
     require_known(folder, source, loads or {})
     with tempfile.TemporaryDirectory() as scratch:
         read = as_it_is_read(folder, pathlib.Path(scratch))
@@ -208,7 +210,7 @@ def require_weights(config: Any, tensors: dict[str, tuple[str, tuple[int, ...]]]
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    packed = sorted({dtype for dtype, _ in tensors.values()} - PLAIN.keys())
+    packed = sorted({dtype for dtype, _ in tensors.values()} - DTYPES.keys())
     if packed:
         raise ValueError(
             f"The weights of {source} are stored as {', '.join(packed)}, and config.json does not say how they were "
@@ -218,7 +220,7 @@ def require_weights(config: Any, tensors: dict[str, tuple[str, tuple[int, ...]]]
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:
         raise ValueError(f"transformers has no causal language model for {source} ({config.model_type!r}).") from None
-    hollow = {n: torch.empty(s, dtype=getattr(torch, PLAIN[d]), device="meta") for n, (d, s) in tensors.items()}
+    hollow = {n: torch.empty(s, dtype=getattr(torch, DTYPES[d]), device="meta") for n, (d, s) in tensors.items()}
     with quiet():
         _, said = kind.from_pretrained(
             None,

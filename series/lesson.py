@@ -15,7 +15,7 @@ from typing import Any
 
 from helpers.sizes import block_linears
 from series import fit as fits
-from series import gate, kernel, made, measure, models, techniques
+from series import gate, kernel, made, measure, models, prepared, techniques
 from series.artifacts import (
     SYSTEMS_TEMPORARY,
     artifacts_folder,
@@ -24,8 +24,8 @@ from series.artifacts import (
     remembered,
     require_disk,
 )
-from series.console import errors_alone, quiet, versions_of
-from series.machine import this_machine
+from series.console import errors_alone, quiet
+from series.machine import this_machine, versions_of
 from series.parameters import check_parameters
 from series.quirks import transformers as remarks
 from series.quirks.torch import multiply_in_32_bits
@@ -166,7 +166,7 @@ class Lesson:
         self.folder, self._lock = hold(name)
         self.path = str(self.folder / self.base.label)
         technique.require_path(self)
-        for said in models.prepare(self.base.fetch(), pathlib.Path(self.path)):
+        for said in prepared.prepare(self.base.fetch(), pathlib.Path(self.path)):
             print(said)
         self._require_numbers()
         if self.published:
@@ -246,7 +246,7 @@ class Lesson:
         """The 16-bit model's embedding and first block, on the processor: real weights without the memory for all."""
         folder = pathlib.Path(self.path)
         with quiet():
-            return models.first_block(folder if any(folder.glob("*.safetensors")) else self.base.first_files(), dtype)
+            return prepared.first_block(folder if any(folder.glob("*.safetensors")) else self.base.first_files(), dtype)
 
     def scores(self, model: Any) -> list[Any]:
         """For each window of the held-out text its log-probabilities, [positions, vocabulary], in float32.

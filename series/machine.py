@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import platform
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.sizes import cache_bytes, weight_bytes
+from series import installed
 from series.artifacts import artifacts_folder
 
 BFLOAT16 = (8, 0)  # the compute capability from which a GPU computes in bfloat16
@@ -207,6 +210,38 @@ def this_machine() -> Machine:
         disk=min(shutil.disk_usage(place).free for place in (artifacts_folder(), cache)),
         gpus=tuple(gpus),
     )
+
+
+def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions of Python and ``packages``, and the device they will run on."""
+    versions = {"python": platform.python_version()}
+    for package in map(installed.as_installed, packages):
+        if not (version := installed.version(package)):
+            raise ModuleNotFoundError(f"{package} is not installed. Run 'pip install -r requirements.txt'.")
+        versions[package] = version
+    return {**versions, "device": device_name()}
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's, as ``NVIDIA T4`` or ``cpu (2 cores, AVX-512, AMD EPYC 9654)``.
+
+    Two processors of one width can round differently: the name belongs to what explains the numbers.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    width = torch.backends.cpu.get_cpu_capability()
+    return f"cpu ({os.cpu_count()} cores, {width.replace('AVX512', 'AVX-512')}, {processor_name()})"
+
+
+def processor_name() -> str:
+    """Such as ``AMD EPYC 9654``; the architecture where the system does not say."""
+    with contextlib.suppress(OSError):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            if found := re.search(r"^model name\s*:\s*(.+)$", file.read(), re.M):
+                return re.sub(r"\((R|TM)\)", "", found[1]).strip()
+    return platform.processor() or platform.machine()
 
 
 def gb(size: float) -> str:

@@ -1,4 +1,4 @@
-"""What a notebook has made of a model: the folder that it is in, and whether it is of the notebook as it is."""
+"""What a notebook has made of a model: the folder that it is in, and whether that and its record are of today."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import subprocess
 import sys
 from typing import Any
 
+from series import installed
 from series.artifacts import ROOT, artifacts_folder, key_of
 from series.kernel import MAKER
+from series.machine import device_name
 from series.models import Checkpoint
 from series.notebooks import default_parameters, made_by_steps, made_from, steps
-from series.record import read_record
-from series.techniques import Technique
+from series.record import DERIVED, FIELDS, read_record
+from series.techniques import TECHNIQUES, Technique
 
 
 def made_today(technique: Technique, base: Checkpoint, model: str) -> tuple[pathlib.Path, dict[str, Any]]:
@@ -57,3 +59,29 @@ def is_of(notebook: str, folder: pathlib.Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((folder / MAKER).read_text(encoding="utf-8")) == wanted
     return not wanted
+
+
+def why_stale(record: dict[str, Any], parameters: dict[str, Any] | None = None, identity: str = "") -> str | None:
+    """Why a record is not one of these ``parameters`` (else the notebook's own) on today's state, or None.
+
+    A record is stale when the recipe as it ran is not the notebook's of today, when the series' own code has changed
+    since (but for comments and what only draws), the model's files, the texts or a library's version, or when it was
+    made on another device.
+    """
+    if record.keys() != FIELDS.keys() | set(DERIVED):
+        return "it was written by another version of this series"
+    notebook = TECHNIQUES[record["technique"]].notebook
+    if record["made_from"] != made_from(steps(notebook), record["model"]):
+        return "it was made by another recipe, or by another version of this series' code"
+    if identity and record["identity"] != identity:
+        return "the model's files have changed since"
+    wanted = default_parameters(notebook) | (parameters or {})
+    for name, value in record["asked"].items():
+        if wanted[name] != value:
+            return f"it was made with {name} = {value!r}"
+    for package, version in record["versions"].items():
+        if package == "device" and version != device_name():
+            return f"it was made on {version}"
+        if package not in ("python", "device") and installed.version(package) != version:
+            return f"it was made with {package} {version}"
+    return None

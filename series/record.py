@@ -9,12 +9,8 @@ import re
 import warnings
 from typing import Any
 
-from series import installed
 from series.artifacts import artifacts_folder, digest_of, replace_file
-from series.console import device_name
-from series.notebooks import default_parameters, made_from, steps
 from series.quality import distance, perplexity, right_answers
-from series.techniques import TECHNIQUES
 
 FIELDS: dict[str, Any] = {
     "name": str,  # what the tables call it, such as 'GPTQ 4-bit'
@@ -149,32 +145,6 @@ def read_scores(record: dict[str, Any]) -> tuple[Any, Any]:
 
     tensors = load_file(record_path(record["name"], record["model"]).with_suffix(".safetensors"))
     return tensors["ids"], tensors["log_probabilities"]
-
-
-def why_stale(record: dict[str, Any], parameters: dict[str, Any] | None = None, identity: str = "") -> str | None:
-    """Why a record is not one of these ``parameters`` (else the notebook's own) on today's state, or None.
-
-    A record is stale when the recipe as it ran is not the notebook's of today, when the series' own code has changed
-    since (but for comments and what only draws), the model's files, the texts or a library's version, or when it was
-    made on another device.
-    """
-    if record.keys() != FIELDS.keys() | set(DERIVED):
-        return "it was written by another version of this series"
-    notebook = TECHNIQUES[record["technique"]].notebook
-    if record["made_from"] != made_from(steps(notebook), record["model"]):
-        return "it was made by another recipe, or by another version of this series' code"
-    if identity and record["identity"] != identity:
-        return "the model's files have changed since"
-    wanted = default_parameters(notebook) | (parameters or {})
-    for name, value in record["asked"].items():
-        if wanted[name] != value:
-            return f"it was made with {name} = {value!r}"
-    for package, version in record["versions"].items():
-        if package == "device" and version != device_name():
-            return f"it was made on {version}"
-        if package not in ("python", "device") and installed.version(package) != version:
-            return f"it was made with {package} {version}"
-    return None
 
 
 def figures(record: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, Any]:

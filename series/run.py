@@ -38,7 +38,8 @@ TORCHS_CACHE = "torchinductor_"  # torch keeps what it compiled for the next pro
 FREE = """
 import gc
 if "llm" in globals() and hasattr(llm, "llm_engine"):
-    llm.llm_engine.engine_core.shutdown()
+    from series.quirks import vllm
+    vllm.end(llm)
 for name in ("model", "llm", "pipe", "fresh"):
     globals().pop(name, None)
 lesson.close()

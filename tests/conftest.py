@@ -116,7 +116,7 @@ def small_gguf(executed):
     """05_gguf, executed with the real model of 135 million parameters."""
     if small.weights() is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("the weights are missing: type 'make test'")
-    return executed(execution.SMALL)
+    return executed(execution.GGUF_OF_SMALL)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ import small  # noqa: E402
 from series import comparison, notebooks, serving  # noqa: E402
 from series.artifacts import artifacts_folder  # noqa: E402
 from series.converter import llama_cpp_converter  # noqa: E402
-from series.models import TINY, prepare  # noqa: E402
+from series.models import TINY  # noqa: E402
+from series.prepared import prepare  # noqa: E402
 from series.run import execute  # noqa: E402
 from series.techniques import BY_NOTEBOOK, TECHNIQUES  # noqa: E402
 from series.texts import calibration_texts  # noqa: E402
@@ -51,7 +52,7 @@ NEEDS = {
 # The longest first, and what others wait for.
 FIRST = ("01", "00", "06", "05", "04", "09", "10", "08", "11", "03", "02", "07")
 WORKERS = 2
-SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
+GGUF_OF_SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
 # All other notebooks with it: GPTQ and AWQ look at a few documents only, and the exam has a quarter of its questions.
 REAL = {
     "01_baseline": {},
@@ -304,10 +305,10 @@ def serving_task() -> dict[str, Task]:
 
 def real_model_tasks(folder: pathlib.Path, every: bool) -> dict[str, Task]:
     """05_gguf with `small`, or all notebooks."""
-    tasks = {SMALL: Task(run, (SMALL, str(folder)))}
+    tasks = {GGUF_OF_SMALL: Task(run, (GGUF_OF_SMALL, str(folder)))}
     for stem in REAL if every else ():
         needs = [f"{need}@small" for need in NEEDS.get(stem, ("01_baseline",))]
-        tasks[f"{stem}@small"] = Task(run, (f"{stem}@small", str(folder)), (SMALL, *needs))
+        tasks[f"{stem}@small"] = Task(run, (f"{stem}@small", str(folder)), (GGUF_OF_SMALL, *needs))
     harness = {"lm-evaluation-harness": Task(right_by_harness, (folder / "harness",), ("04_gptq@small",))}
     return tasks | (harness if every else {})
 

@@ -28,9 +28,10 @@ import helpers  # noqa: E402
 import hub  # noqa: E402
 from architectures import make_model  # noqa: E402
 from series import artifacts, gate, start  # noqa: E402
-from series.models import TINY, find, prepare  # noqa: E402
+from series.models import TINY, find  # noqa: E402
 from series.notebooks import default_parameters, made_from, steps  # noqa: E402
 from series.parameters import check_parameters  # noqa: E402
+from series.prepared import prepare  # noqa: E402
 from series.quality import log_probabilities  # noqa: E402
 from series.record import read_record, record_path, write_record  # noqa: E402
 from series.techniques import LOADS, PARAMETERS, TECHNIQUES  # noqa: E402

@@ -17,8 +17,9 @@ import hub
 from architectures import SHAPES, make_model
 from helpers import MESSAGES
 from series import gate, start
-from series.models import PLAIN, find, prepare
+from series.models import find
 from series.notebooks import default_parameters
+from series.prepared import PLAIN_TEMPLATE, prepare
 from series.quality import distance, unread
 
 
@@ -222,8 +223,8 @@ def test_the_files_for_libraries_of_2023(folder, monkeypatch):
     edit(folder / "tokenizer_config.json", tokenizer_class="TokenizersBackend", extra_special_tokens=["<s>"])
     said, path = prepared(folder)
     assert "rope_theta" not in json.loads((path / "config.json").read_text())
-    monkeypatch.setattr("series.models.OF_2023", True)
-    monkeypatch.setattr("series.models._template", lambda folder: [])
+    monkeypatch.setattr("series.prepared.OF_2023", True)
+    monkeypatch.setattr("series.prepared._template", lambda folder: [])
     assert prepare(folder, path) == said
     config, tokenizer = (json.loads((path / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
     assert config["rope_theta"] == 1e6 and tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -250,10 +251,10 @@ def test_a_chat_template_is_found_by_libraries_of_2023(folder, monkeypatch, kind
         template = "{{ raise_exception('no') if messages[0].role == 'system' }}{{ messages[0].content }}"
         settings["chat_template"] = template
     file.write_text(json.dumps(settings))
-    monkeypatch.setattr("series.models.OF_2023", True)
+    monkeypatch.setattr("series.prepared.OF_2023", True)
     said, path = prepared(folder)
     found = json.loads((path / "tokenizer_config.json").read_text())["chat_template"]
-    assert found == PLAIN if kind == "none" else found.endswith(template)
+    assert found == PLAIN_TEMPLATE if kind == "none" else found.endswith(template)
     assert any("no chat template" in line for line in said) == (kind == "none")
 
 

@@ -20,7 +20,7 @@ import helpers
 from helpers import sizes
 from helpers.files import CAPABILITY, arithmetic
 from helpers.sizes import GGUF_TYPES, ggml_type, linear_bytes, model_weights
-from series import models, notebooks, quality, record, texts
+from series import made, notebooks, prepared, quality, record, texts
 from series.artifacts import content_of
 from series.console import quiet
 from series.measure import measure_speed
@@ -85,7 +85,7 @@ def test_a_prepared_model_takes_the_conversation_and_its_own_files_stay(tmp_path
         (source / name).write_text(text)
     before = content_of(source)
     for _ in range(2):  # a second time over the first
-        assert [said in sentence for sentence in models.prepare(source, target)] == ([True] if said else [])
+        assert [said in sentence for sentence in prepared.prepare(source, target)] == ([True] if said else [])
     assert helpers.render_prompt(AutoTokenizer.from_pretrained(target)) == prompt
     assert content_of(source) == before and (target / "model.safetensors").is_symlink()
     decoding = json.loads((target / "generation_config.json").read_text())
@@ -124,7 +124,7 @@ def test_the_first_block_is_the_models_own(tmp_path, sharded):
         model.save_pretrained(tmp_path, max_shard_size="4MB")
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
         (tmp_path / index["model.norm.weight"]).unlink()
-    part, ids, seen = models.first_block(tmp_path if sharded else TINY, torch.bfloat16), torch.arange(3, 40)[None], []
+    part, ids, seen = prepared.first_block(tmp_path if sharded else TINY, torch.bfloat16), torch.arange(3, 40)[None], []
     for layers in (model.model.layers, part.layers):
         layers[0].register_forward_hook(lambda module, given, out: seen.append(out))
     with torch.no_grad():
@@ -621,7 +621,7 @@ def test_figures_hold_a_run_against_the_16_bit_model():
     ],
 )
 def test_a_record_of_another_setting_version_or_model_is_stale(changes, asked, reason):
-    assert reason in str(record.why_stale(write(**changes), asked, identity="abc"))
+    assert reason in str(made.why_stale(write(**changes), asked, identity="abc"))
 
 
 @pytest.mark.parametrize(
@@ -641,7 +641,7 @@ def test_a_record_is_stale_when_the_notebooks_recipe_does_something_else(where, 
             cell["source"] = change("".join(cell["source"]))
     (tmp_path / "03_nf4.ipynb").write_text(json.dumps(content), encoding="utf-8")
     monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
-    assert (record.why_stale(written) is not None) == stale
+    assert (made.why_stale(written) is not None) == stale
 
 
 def test_measure_speed_refuses_sampling_and_silence():

@@ -19,7 +19,7 @@ import nbformat
 import pytest
 
 from execution import ROOT
-from series import kernel, notebooks, record
+from series import kernel, made, notebooks, record
 from series.kernel import Kernel
 from series.quirks import vllm
 from series.run import execute
@@ -69,14 +69,14 @@ def edit(root: pathlib.Path, file: str, name: str, statement: str) -> None:
 def test_a_changed_function_makes_records_stale_and_checkpoints_new(copy, file, name):
     """Or stands in the list of those that need not, with the reason."""
     written, before = write(), notebooks.made_by_steps(STEM)
-    assert record.why_stale(written) is None
+    assert made.why_stale(written) is None
     edit(copy, file, name, '"prose"')  # what no reader of the program would notice
-    assert record.why_stale(written) is None and notebooks.made_by_steps(STEM) == before
+    assert made.why_stale(written) is None and notebooks.made_by_steps(STEM) == before
     edit(copy, file, name, "changed = True")
     if file in notebooks.DECIDES_NOTHING:
-        assert record.why_stale(written) is None
+        assert made.why_stale(written) is None
         return
-    assert "another version of this series' code" in record.why_stale(written)
+    assert "another version of this series' code" in made.why_stale(written)
     assert notebooks.made_by_steps(STEM) != before
 
 
@@ -92,7 +92,7 @@ def test_what_is_no_function_is_seen_as_well(copy, where):
     assert old in text
     (copy / file).write_text(text.replace(old, new, 1), encoding="utf-8")
     notebooks._machinery.cache_clear()
-    assert record.why_stale(other) is not None
+    assert made.why_stale(other) is not None
 
 
 def test_what_decides_nothing_is_named_with_its_reason(copy):
@@ -101,7 +101,7 @@ def test_what_decides_nothing_is_named_with_its_reason(copy):
         (copy / file).write_text("changed = True", encoding="utf-8")
         assert why and (ROOT / file).is_file()
     notebooks._machinery.cache_clear()
-    assert record.why_stale(written) is None
+    assert made.why_stale(written) is None
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_recipe_that_was_edited_is_measured_as_it_is(tmp_path, monkeypatch):
             cell.source = cell.source.replace(f'"FP8": {old}', f'"FP8": {new}') if old else cell.source
         execute(notebook, tmp_path / "11_newer_formats.ipynb")
         found[name] = record.read_record("FP8")
-    assert record.why_stale(found["as it is"]) is None and "another recipe" in record.why_stale(found["edited"])
+    assert made.why_stale(found["as it is"]) is None and "another recipe" in made.why_stale(found["edited"])
     assert found["edited"]["layer"] != found["as it is"]["layer"] == "Float8Tensor"
 
 

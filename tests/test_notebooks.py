@@ -11,9 +11,10 @@ import torch
 from gguf import GGUFReader
 
 from execution import cell, printed, shown
+from series.made import why_stale
 from series.notebooks import default_parameters
 from series.quality import distance
-from series.record import read_scores, why_stale
+from series.record import read_scores
 from series.techniques import BY_NOTEBOOK, MEASURED
 from series.texts import calibration_texts, held_out_windows
 

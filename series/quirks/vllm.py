@@ -80,3 +80,8 @@ def explain(error: BaseException, folder: pathlib.Path) -> str | None:
     causes = re.findall(r"^.*?\b((?:\w+\.)*\w*(?:Error|Exception): .+)$", text, re.M)
     causes = [c for c in causes if "Engine core" not in c and "WorkerProc" not in c]
     return f"vLLM's engine did not start. {causes[-1][:500] if causes else 'It gave no reason'}. All of it is in {log}."
+
+
+def end(llm: Any) -> None:
+    """End the engine's process: Python would wait for it at its exit."""
+    llm.llm_engine.engine_core.shutdown()

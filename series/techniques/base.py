@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from series.fit import Fit, fit_on
 from series.machine import Machine, gb
-from series.models import SMALL, WEIGHTS, Checkpoint, on_hub
+from series.models import BESIDE_WEIGHTS, WEIGHTS, Checkpoint, on_hub
 from series.parameters import Rule
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Published:
 
     def find(self, settings: dict[str, Any]) -> Checkpoint:
         """Where its files are, with the bytes to fetch; it must be within reach."""
-        patterns = (self.file.format(**settings),) if self.file else (*SMALL, *WEIGHTS)
+        patterns = (self.file.format(**settings),) if self.file else (*BESIDE_WEIGHTS, *WEIGHTS)
         return on_hub(Checkpoint(self.repository, self.revision, patterns))
 
 

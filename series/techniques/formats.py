@@ -8,14 +8,14 @@ from series import gate
 from series.parameters import one_of
 from series.techniques.base import Technique
 
-FORMATS = ("INT8", "FP8", "NVFP4")
+SHOWN = ("INT8", "FP8", "NVFP4")
 
 
 class Formats(Technique):
     name, notebook, record, kind = "formats", "11_newer_formats", "{FORMAT}", "FP8"
     library, packages = "torchao", ("torchao", "torch", "transformers")
     settings, makes = ("FORMAT",), "-{FORMAT}"
-    parameters = {"FORMAT": one_of(*FORMATS)}
+    parameters = {"FORMAT": one_of(*SHOWN)}
     refuses = (gate.no_experts,)
     imports = ("transformers", "bitsandbytes", "torchao.quantization", "torchao.prototype.mx_formats")
     color, marker = "#8c564b", "P"
@@ -32,7 +32,7 @@ class Formats(Technique):
     }
 
     def ladder(self, model: str) -> list[dict[str, Any]]:
-        return [{"FORMAT": kind} for kind in FORMATS]
+        return [{"FORMAT": kind} for kind in SHOWN]
 
 
 TECHNIQUE = Formats()
