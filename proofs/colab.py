@@ -1,7 +1,7 @@
 """Every notebook in Colab's stand-in, from its first cell to its last.
 
     python proofs/colab.py [2026-08 ...]     run, and write proofs/colab.md: all lists, or the ones that are named
-    python proofs/colab.py --news            what Colab has published since the newest list (needs the network)
+    python proofs/colab.py --news            what Colab has published since the newest list (needs the network; an error if there is any)
 
 tests/stand_in.py makes it, and tests/test_colab.py runs the newest list to the first answers.
 """
@@ -89,11 +89,11 @@ def main() -> None:
         parser.error(f"there is no list {', '.join(sorted(wrong))}")
     if given.news:
         kept = (LISTS / f"{known[-1]}.txt").read_text(encoding="utf-8")
-        for name in ("pip-freeze.txt", "os-info.txt"):
-            with urllib.request.urlopen(PUBLISHED + name, timeout=30) as answer:
-                text = answer.read().decode()
-            print("\n".join(news(text, kept) if name.startswith("pip") else re.findall(r"^Python .*$", text, re.M)))
-        return
+        with urllib.request.urlopen(PUBLISHED + "pip-freeze.txt", timeout=30) as answer:
+            changed = news(answer.read().decode(), kept)
+        with urllib.request.urlopen(PUBLISHED + "os-info.txt", timeout=30) as answer:
+            print(*changed, *re.findall(r"^Python .*$", answer.read().decode(), re.M), sep="\n")
+        raise SystemExit(bool(changed))
     text = tables(given.lists or known[::-1], given.notebooks)
     report.write("Colab's runtimes", "python proofs/colab.py", text, given.out)
 

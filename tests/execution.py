@@ -37,7 +37,7 @@ from series.converter import llama_cpp_converter  # noqa: E402
 from series.models import TINY  # noqa: E402
 from series.prepared import prepare  # noqa: E402
 from series.run import execute  # noqa: E402
-from series.techniques import BY_NOTEBOOK, TECHNIQUES  # noqa: E402
+from series.techniques import ARTICLE, BY_NOTEBOOK, MEASURED, TECHNIQUES  # noqa: E402
 from series.texts import calibration_texts  # noqa: E402
 
 ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -45,7 +45,7 @@ BY_STEM = {path.stem: path for path in ALL}
 NEEDS = {
     "00_start_here": (),
     "01_baseline": (),
-    "07_comparison": (*list(BY_STEM)[1:7], *list(BY_STEM)[10:]),
+    "07_comparison": tuple(one.notebook for one in MEASURED),
     "08_original_stack": ("04_gptq", "05_gguf"),
     "09_serving": ("05_gguf", "06_awq"),
 }
@@ -315,7 +315,10 @@ def real_model_tasks(folder: pathlib.Path, every: bool) -> dict[str, Task]:
 
 def ladder_tasks() -> dict[str, Task]:
     notebooks = {"06_awq": "AWQ", "05_gguf": "GGUF", "04_gptq": "GPTQ"}
-    tasks = {f"more of {name}": Task(climb, (stem,), (*list(BY_STEM)[1:7],)) for stem, name in notebooks.items()}
+    tasks = {
+        f"more of {name}": Task(climb, (stem,), tuple(one.notebook for one in ARTICLE))
+        for stem, name in notebooks.items()
+    }
     return tasks | {"controls": Task(measure_controls, after=tuple(tasks))}
 
 

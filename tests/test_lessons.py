@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from execution import ALL, BY_STEM, EXTRA, FAULTS, ROOT, cell, exercises, printed, tags
-from series.techniques import TECHNIQUES
+from series.techniques import ARTICLE, TECHNIQUES
 
 STEMS = [path.stem for path in ALL]
 
@@ -46,8 +46,8 @@ def test_a_wrong_answer_is_not_right():
 
 def test_lessons_come_after_the_recipe(executed):
     """Layer 1 first: all cells that can be copied stand before the first lesson."""
-    for path in ALL[1:7]:
-        marks = [tags(c) for c in nbformat.read(path, as_version=4).cells]
+    for one in ARTICLE:
+        marks = [tags(c) for c in nbformat.read(BY_STEM[one.notebook], as_version=4).cells]
         copied = [i for i, t in enumerate(marks) if "copy" in t]
         assert copied and max(copied) < min(i for i, t in enumerate(marks) if "under-the-hood" in t)
         assert not any(EXTRA in t for t in marks)
