@@ -1,7 +1,7 @@
 """Every notebook in Colab's stand-in, from its first cell to its last.
 
     python proofs/colab.py [2026-08 ...]     run, and write proofs/colab.md: all lists, or the ones that are named
-    python proofs/colab.py --news            what Colab has published since the newest list (needs the network; an error if there is any)
+    python proofs/colab.py --news            what Colab has published since the newest list, and an error if so
 
 tests/stand_in.py makes it, and tests/test_colab.py runs the newest list to the first answers.
 """
