@@ -14,6 +14,9 @@ from typing import Any
 from helpers.prompt import render_prompt
 from helpers.sizes import block_linears, cache_bytes, experts_of, model_weights
 from series.console import quiet
+from series.fit import fit_on
+from series.kernel import no_numbers
+from series.machine import Machine
 from series.models import BESIDE_WEIGHTS, Checkpoint, read_json, weight_files
 from series.prepared import as_it_is_read
 
@@ -94,6 +97,17 @@ def no_states(config: Any) -> None:
 def outputs_of(config: Any) -> set[int]:
     """The numbers of outputs that the linear layers of the blocks have."""
     return {weight.shape[0] for weight in model_weights(config) if weight.role == "linear"}
+
+
+def longest(config: Any) -> int:
+    """Tokens that the model reads at most; ValueError where they are too few for this series."""
+    found = getattr(config, "max_position_embeddings", None) or 10**9
+    if found < 128:
+        raise ValueError(
+            f"This model reads {found} tokens at most (max_position_embeddings). The prompt of this series and its "
+            "answer need 128."
+        )
+    return found
 
 
 def keeps_a_state(config: Any) -> bool:
@@ -258,10 +272,11 @@ def require_weights(config: Any, tensors: dict[str, tuple[str, tuple[int, ...]]]
         print(f"{len(unknown)} tensors of the files are no part of this model, such as {unknown[0]!r}: left out")
 
 
-def require_numbers(folder: pathlib.Path, dtype: str | None) -> None:
+def require_numbers(folder: pathlib.Path, dtype: str | None, machine: Machine, config: Any) -> None:
     """Raise ValueError where a weight is no number, or leaves the range of the type that it will be loaded in.
 
-    One NaN spreads over everything behind it: transformers then samples from nothing, and vLLM ends the kernel.
+    One NaN spreads over everything behind it: transformers then samples from nothing, and vLLM ends the kernel. For
+    float16 the model reads the series' prompt as well, if it fits: activations leave the range before weights do.
 
     Args:
         folder: a model's files. All weights are read once.
@@ -289,6 +304,11 @@ def require_numbers(folder: pathlib.Path, dtype: str | None) -> None:
                         f"A weight in {name!r} is {tensor.abs().max():.3g}, and float16 ends at 65,504: loaded in "
                         "DTYPE = 'float16' it would be infinite. Set DTYPE = 'bfloat16' or 'float32'."
                     )
+    if dtype == "float16" and fit_on(machine, config, "16-bit", where="spread").fits:
+        with quiet():  # a GPU shows it as it is, and bfloat16 by its range
+            where = beyond_float16(folder, "float16" if machine.gpus else "bfloat16")
+        if where:
+            raise ValueError(no_numbers("float16", where))
 
 
 def beyond_float16(folder: pathlib.Path, dtype: str) -> str:

@@ -173,6 +173,15 @@ def of_the_gpu(error: BaseException) -> str | None:
     )
 
 
+def known(error: BaseException, folder: pathlib.Path, needed: int) -> str | None:
+    """One sentence for a cause that any technique can have: a full disk, a program that stopped, a full GPU.
+
+    Args:
+        folder, needed: where bytes are written, and how many.
+    """
+    return no_room(error, folder, needed) or of_a_program(error) or of_the_gpu(error)
+
+
 def no_numbers(dtype: str | None, where: str = "") -> str:
     """What to do where a model's scores are no numbers."""
     at = f" (first in {where})" if where else ""

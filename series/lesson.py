@@ -7,23 +7,13 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import json
-import os
 import pathlib
-import tempfile
 from typing import Any
 
 from helpers.sizes import block_linears
 from series import fit as fits
-from series import gate, kernel, made, measure, models, prepared, techniques
-from series.artifacts import (
-    SYSTEMS_TEMPORARY,
-    artifacts_folder,
-    disk_bytes,
-    hold,
-    remembered,
-    require_disk,
-)
+from series import gate, kernel, made, measure, models, prepared, surroundings, techniques
+from series.artifacts import artifacts_folder, disk_bytes, hold, remembered, require_disk
 from series.console import errors_alone, quiet
 from series.machine import this_machine, versions_of
 from series.parameters import check_parameters
@@ -31,8 +21,6 @@ from series.quirks import transformers as remarks
 from series.quirks.torch import multiply_in_32_bits
 from series.techniques import TECHNIQUES, Technique
 from series.texts import calibration_texts, exam_prompts, exam_questions, held_out_windows, wikitext
-
-PUBLISHED = {"BITS": 4, "GROUP_SIZE": 128}  # of the checkpoints that others have made
 
 
 class Lesson:
@@ -59,8 +47,8 @@ class Lesson:
         theirs = technique.published.get(self.model)
         self.settings = {name: namespace[name] for name in technique.settings if name in namespace}
         self.asked = dict(self.settings)  # a record's name is by what was asked for, whatever this model forces
-        if theirs and any(self.settings.get(name, value) != value for name, value in PUBLISHED.items()):
-            raise ValueError("The published checkpoint has 4 bits in groups of 128; set BITS and GROUP_SIZE so.")
+        if theirs:
+            theirs.require(self.settings)
         self.base = models.find(self.model, weights=theirs is None)
         if self.base.is_local and self.model not in models.MODELS:
             self.model = self.base.source  # the whole path, whatever it was given as
@@ -82,29 +70,14 @@ class Lesson:
 
     def _settle(self) -> None:
         """Variables that libraries read at their import, their imports, and their remarks out of sight."""
-        for name, (value, why) in self.technique.environment.items():
-            if os.environ.get(name) != value and why:
-                print(f"{name} = {value}: {why}")
-            os.environ[name] = value
-        for name in ("no_proxy", "NO_PROXY"):  # a proxy has no way to the servers of this machine
-            own = os.environ.get(name) or os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-            os.environ[name] = ",".join(dict.fromkeys([*(own.split(",") if own else ()), "127.0.0.1", "localhost"]))
-        if self.base.is_local and disk_bytes(self.base.source) < 1e9:  # progress bars for what takes longer
-            os.environ["TQDM_DISABLE"] = "1"
-        folder = tempfile.TemporaryDirectory(prefix="series-", dir=SYSTEMS_TEMPORARY, ignore_cleanup_errors=True)
-
-        def forget() -> None:
-            """What libraries forget among the temporary files goes with the kernel, or with vLLM's engine."""
-            tempfile.tempdir = os.environ["TMPDIR"] = SYSTEMS_TEMPORARY
-            folder.cleanup()
-
-        self.forget, self.temporary = forget, pathlib.Path(folder.name)
-        tempfile.tempdir = os.environ["TMPDIR"] = folder.name
+        small = self.base.is_local and disk_bytes(self.base.source) < 1e9
+        surroundings.variables(self.technique.environment, bars=not small)
+        self.temporary, self.forget = surroundings.temporary_folder()
         self.technique.settle(self)
         with quiet():
             for name in ("torch", "transformers", *self.technique.imports):
                 importlib.import_module(name)
-        atexit.register(forget)
+        atexit.register(self.forget)
         importlib.import_module("torch").manual_seed(0)
         if multiply_in_32_bits():
             print("this processor has no bfloat16 arithmetic: torch multiplies in 32 bits, and rounds the result")
@@ -122,12 +95,7 @@ class Lesson:
 
     def _decide(self) -> None:
         given, machine = self.given, self.machine
-        self.longest = getattr(self.config, "max_position_embeddings", None) or 10**9
-        if self.longest < 128:
-            raise ValueError(
-                f"This model reads {self.longest} tokens at most (max_position_embeddings). The prompt of this series "
-                "and its answer need 128."
-            )
+        self.longest = gate.longest(self.config)
         for name, most in {"CONTEXT": self.longest, "MAX_NEW_TOKENS": self.longest - 64}.items():
             if name in given:
                 self.set(name, min(given[name], most), f"this model reads {self.longest:,} tokens at most")
@@ -190,23 +158,14 @@ class Lesson:
     def _require_numbers(self) -> None:
         """Refuse weights that are no numbers, and activations that float16 does not hold, before anything is made."""
         dtype, folder = self.given.get("DTYPE"), pathlib.Path(self.path)
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = models.read_json(folder / "config.json")
         tied = bool(getattr(self.config, "tie_word_embeddings", False))
         if tied and not settings.get("tie_word_embeddings", True):  # the files hold a head of their own
             self.config.tie_word_embeddings = False
             self.fit = self._preflight()
-        if not any(folder.glob("*.safetensors")) or not self.technique.reads_weights:
-            return
-
-        def look() -> None:
-            gate.require_numbers(folder, dtype)
-            if dtype == "float16" and fits.fit_on(self.machine, self.config, "16-bit", where="spread").fits:
-                with quiet():  # a GPU shows it as it is, and bfloat16 by its range
-                    where = gate.beyond_float16(folder, "float16" if self.machine.gpus else "bfloat16")
-                if where:
-                    raise ValueError(kernel.no_numbers("float16", where))
-
-        remembered(f"{self.base.identity} {dtype == 'float16'}", look)
+        if any(folder.glob("*.safetensors")) and self.technique.reads_weights:
+            what = f"{self.base.identity} {dtype == 'float16'}"
+            remembered(what, lambda: gate.require_numbers(folder, dtype, self.machine, self.config))
 
     def _explain(self, error: BaseException) -> str | None:
         """One sentence for what a library has raised, where the cause is known."""
@@ -214,12 +173,7 @@ class Lesson:
             return None
         if "probability tensor contains" in str(error):
             return kernel.no_numbers(self.given.get("DTYPE"))
-        return (
-            kernel.no_room(error, artifacts_folder(), self.technique.disk(self))
-            or kernel.of_a_program(error)
-            or self.technique.explain(self, error)
-            or kernel.of_the_gpu(error)
-        )
+        return self.technique.explain(self, error) or kernel.known(error, artifacts_folder(), self.technique.disk(self))
 
     # --- what the notebooks ask --------------------------------------------------------------
 
@@ -274,14 +228,11 @@ class Lesson:
         """What another notebook made of this model with its own parameters, and its record; run where it is missing."""
         return made.made_today(TECHNIQUES[technique], self.base, self.model)
 
-    def served(self) -> tuple[str, str]:
-        """The checkpoint of 06_awq and the file of 05_gguf, made from this model; the notebooks run where they did not.
-
-        Their answers to the series' prompt are kept in ``answers``.
-        """
+    def served(self) -> tuple[str, ...]:
+        """What 06 and 05 have made of this model, and in ``answers`` what they said; they run where they did not."""
         found = [self.made_today(name) for name in ("awq", "gguf")]
         self.answers = {record["technique"]: record["answer"] for _, record in found}
-        return str(found[0][0]), str(found[1][0])
+        return tuple(str(file) for file, _ in found)
 
     @staticmethod
     def row_of(run: dict[str, Any]) -> Technique:

@@ -30,6 +30,11 @@ class Published:
     revision: str
     file: str | None = None
 
+    def require(self, settings: dict[str, Any]) -> None:
+        """Raise ValueError for settings that this checkpoint does not have."""
+        if settings.get("BITS", 4) != 4 or settings.get("GROUP_SIZE", 128) != 128:
+            raise ValueError("The published checkpoint has 4 bits in groups of 128; set BITS and GROUP_SIZE so.")
+
     def find(self, settings: dict[str, Any]) -> Checkpoint:
         """Where its files are, with the bytes to fetch; it must be within reach."""
         patterns = (self.file.format(**settings),) if self.file else (*BESIDE_WEIGHTS, *WEIGHTS)
