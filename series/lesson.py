@@ -58,8 +58,7 @@ class Lesson:
         print(", ".join(f"{name} {version}" for name, version in self.versions.items() if name != "device"))
         self.machine = this_machine()
         print(f"{self.versions['device']}: {self.machine}")
-        weights = theirs is None and technique.reads_weights
-        self.config = gate.require(self.base, weights=weights, loads=techniques.LOADS)
+        self.config = gate.require(self.base, theirs is None and technique.reads_weights, techniques.LOADS)
         self.linears = block_linears(self.config)
         self._decide()
         self._require()
