@@ -34,7 +34,7 @@ from helpers.sizes import block_linears  # noqa: E402
 from series.artifacts import disk_bytes  # noqa: E402
 from series.machine import device_name  # noqa: E402
 from series.models import TINY  # noqa: E402
-from series.quality import distance, right_answers  # noqa: E402
+from series.quality import distance, examine, right_answers  # noqa: E402
 from series.quirks.gptqmodel import ENVIRONMENT as MAKING  # noqa: E402
 from series.quirks.torch import multiply_in_32_bits  # noqa: E402
 from series.runtimes import Transformers, runtime_of  # noqa: E402
@@ -274,8 +274,7 @@ def measure(name: str, scratch: pathlib.Path) -> None:
         if name == "16 bits":
             np.save(scratch / "reference.npy", np.array(scores))
         row |= distance(scores, np.load(scratch / "reference.npy"))
-        prompts = exam_prompts(tokenizer, questions)
-        said = [tokenizer.decode(ids, skip_special_tokens=True) for ids in runtime.answers(prompts, 48)]
+        said = examine(runtime, tokenizer, questions, exam_prompts(tokenizer, questions))
         row["right_answers"] = right_answers(questions, said)
         row["said"] = f"yes, {row['right_answers']:.1%} right"
     except Exception as error:

@@ -17,9 +17,8 @@ from series.guide import read_quality
 from series.lesson import start
 from series.machine import device_name, this_machine
 from series.made import why_stale
-from series.measure import examine
 from series.models import find
-from series.quality import distance, perplexity, right_answers
+from series.quality import distance, examine, perplexity, right_answers
 from series.quirks.torch import multiply_in_32_bits
 from series.quirks.vllm import end
 from series.record import figures, read_record, read_scores

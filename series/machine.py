@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.files import OVERHEAD
 from helpers.sizes import cache_bytes, weight_bytes
 from series import installed
 from series.artifacts import artifacts_folder
@@ -20,10 +21,7 @@ from series.artifacts import artifacts_folder
 BFLOAT16 = (8, 0)  # the compute capability from which a GPU computes in bfloat16
 MARLIN = (7, 5)  # and from which gptqmodel and vLLM have their fused 4-bit kernel (their own source says so)
 HOPPER = (9, 0)  # where vLLM takes Machete before Marlin (seen on an H100)
-# Beside weights and cache: the libraries, the GPU's context, activations. A round figure above what we measured:
-# 0.72 GB for CUDA's context with cuBLAS on an H100, and what 07_comparison prints for a processor. vLLM on a
-# processor runs three processes.
-OVERHEAD = 1_000_000_000
+# vLLM on a processor runs three processes, each with the libraries.
 OVERHEAD_VLLM_CPU = 3_000_000_000
 VLLM_SHARE = 0.85  # of a GPU's free memory: the rest is for what vLLM's estimate leaves out
 

@@ -18,7 +18,7 @@ from series.guide import read_quality
 from series.kernel import no_numbers
 from series.machine import this_machine
 from series.notebooks import made_from
-from series.quality import choose, distance, unread
+from series.quality import distance, examine, unread
 from series.record import figures, read_record, read_scores, table, write_record
 from series.runtimes import runtime_of
 from series.texts import WIKITEXT_WINDOW, wikitext, windows_of
@@ -107,13 +107,6 @@ def measure(lesson: Lesson, model: Any, tokenizer: Any = None) -> Any:
     if lesson.technique.makes and not lesson.published:
         seal(lesson.folder)
     return _table(lesson, record)
-
-
-def examine(runtime: Any, tokenizer: Any, questions: list[dict[str, Any]], prompts: list[list[int]]) -> list[str]:
-    """What a model answers to the questions of an exam, or which of the choices it finds likeliest."""
-    if "choices" in questions[0]:
-        return choose(runtime, tokenizer, questions)
-    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in runtime.answers(prompts, 48)]
 
 
 def _require_close(lesson: Lesson, windows: list[list[int]], scores: list[Any], tokenizer: Any) -> None:

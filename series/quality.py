@@ -35,6 +35,13 @@ def choose(runtime: Any, tokenizer: Any, questions: list[dict[str, Any]]) -> lis
     return best
 
 
+def examine(runtime: Any, tokenizer: Any, questions: list[dict[str, Any]], prompts: list[list[int]]) -> list[str]:
+    """What a model answers to the questions of an exam, or which of the choices it finds likeliest."""
+    if "choices" in questions[0]:
+        return choose(runtime, tokenizer, questions)
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in runtime.answers(prompts, 48)]
+
+
 def log_softmax(logits: Any) -> Any:
     """Over the last axis, [positions, vocabulary], of a torch tensor or NumPy array, as a float32 array."""
     import numpy as np

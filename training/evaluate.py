@@ -18,18 +18,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from series.models import TINY  # noqa: E402
-from series.quality import log_probabilities, perplexity, right_answers  # noqa: E402
+from series.quality import examine, log_probabilities, perplexity, right_answers  # noqa: E402
 from series.runtimes import Transformers  # noqa: E402
 from series.texts import exam_prompts, exam_questions, held_out_windows  # noqa: E402
 
 BEGIN, END = "<!-- measured: training/evaluate.py -->", "<!-- end -->"
 
 
-def examine(model, tokenizer) -> float:
+def share_of_right_answers(model, tokenizer) -> float:
     """Share of the exam's questions that the model answers exactly."""
     questions = exam_questions()
-    answers = Transformers(model, tokenizer, []).answers(exam_prompts(tokenizer, questions), 48)
-    return right_answers(questions, [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers])
+    runtime = Transformers(model, tokenizer, [])
+    return right_answers(questions, examine(runtime, tokenizer, questions, exam_prompts(tokenizer, questions)))
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def main() -> None:
     lines = ["| weights | right answers | perplexity |", "|---|---|---|"]
 
     def measure(name: str, model) -> None:
-        lines.append(f"| {name} | {examine(model, tokenizer):.1%} | {surprise(model, tokenizer):.3f} |")
+        lines.append(f"| {name} | {share_of_right_answers(model, tokenizer):.1%} | {surprise(model, tokenizer):.3f} |")
         print(lines[-1], flush=True)
 
     measure("bfloat16", AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16))
