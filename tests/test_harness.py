@@ -56,7 +56,7 @@ def test_a_sound_notebook_passes_and_gets_its_parameter(tmp_path):
     ],
 )
 def test_what_must_fail_fails(tmp_path, monkeypatch, cells, message):
-    monkeypatch.setattr("execute.PATIENCE", 2)
+    monkeypatch.setattr("series.run.PATIENCE", 2)
     with pytest.raises(NotebookFailed, match=message):
         execute(make(tmp_path, *cells), tmp_path / "out.ipynb")
 
