@@ -98,6 +98,7 @@ def fit_on(
     gpus: int = 1,
     imatrix: bool = False,
     whole: int = 2,
+    size: int | None = None,
 ) -> Fit:
     """Whether a model fits on ``machine`` in the format ``kind``, from its configuration alone.
 
@@ -109,11 +110,12 @@ def fit_on(
         gpus: how many share every matrix, as in tensor parallelism; the bytes are then those of one.
         imatrix: of a GGUF file, whether it is made with an importance matrix.
         whole: bytes of a weight that is not quantized, and of a number in the cache: 4 in float32.
+        size: bytes of the weights, where they are known: of a ready-made checkpoint.
     """
     if not hasattr(config, "num_hidden_layers"):
         raise ValueError(f"This series takes models of text alone; {config.model_type!r} holds several models in one.")
     cache = cache_bytes(config, context) * whole // 2
-    weights, gpu = weight_bytes(config, kind, bits, group_size, imatrix=imatrix, whole=whole), machine.gpu
+    gpu, weights = machine.gpu, size or weight_bytes(config, kind, bits, group_size, imatrix=imatrix, whole=whole)
     if where == "memory" or gpu is None:
         free, place = machine.free, "in this machine's memory"
     elif where == "spread":
@@ -170,7 +172,8 @@ def preflight(
         made_of = fit_on(machine, config, "16-bit", whole=settings.get("whole", 2))
         print(f"to make it, the {made_of.name} model must fit as well: {gb(made_of.needed)} of {gb(made_of.free)}")
         if not made_of.fits:
-            raise MemoryError(_advice(made_of, offers(machine, config)))
+            ready = "To make it takes the 16-bit model; a checkpoint that somebody has made goes to READY, and fits."
+            raise MemoryError(f"{_advice(made_of, offers(machine, config))} {ready}")
     return found
 
 

@@ -130,7 +130,7 @@ def require_known(folder: pathlib.Path, source: str, loads: dict[str, str]) -> N
     kind, code = settings.get("model_type"), settings.get("auto_map")
     if made := settings.get("quantization_config") or settings.get("compression_config"):
         method = made.get("quant_method", "an unnamed method")
-        where = f"The cell 'load' of {loads[method]} loads such a checkpoint." if method in loads else ""
+        where = f"In {loads[method]} it goes to READY." if method in loads else ""
         raise ValueError(
             f"{source} is already quantized ({method}). MODEL takes the 16-bit model that it was made from. {where}"
         )

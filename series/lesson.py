@@ -12,7 +12,7 @@ from typing import Any
 
 from helpers.sizes import block_linears
 from series import fit as fits
-from series import gate, kernel, made, measure, models, prepared, surroundings, techniques
+from series import gate, kernel, made, measure, models, prepared, ready, surroundings, techniques
 from series.artifacts import artifacts_folder, disk_bytes, hold, remembered, require_disk
 from series.console import errors_alone, quiet
 from series.machine import this_machine, versions_of
@@ -44,21 +44,20 @@ class Lesson:
         self.kernel = kernel.Kernel(technique.notebook, self._explain)
         check_parameters(namespace, techniques.PARAMETERS)
         self.technique, self.model, self.given = technique, models.named(namespace.get("MODEL")), namespace
-        theirs = technique.published.get(self.model)
+        theirs = namespace.get("READY") or technique.published.get(self.model, "")
         self.settings = {name: namespace[name] for name in technique.settings if name in namespace}
         self.asked = dict(self.settings)  # a record's name is by what was asked for, whatever this model forces
-        if theirs:
-            theirs.require(self.settings)
-        self.base = models.find(self.model, weights=theirs is None)
+        self.base = models.find(self.model, weights=not theirs)
         if self.base.is_local and self.model not in models.MODELS:
             self.model = self.base.source  # the whole path, whatever it was given as
-        self.published = theirs.find(self.settings) if theirs else None
+        kind = str(self.settings.get("QUANT_TYPE", ""))
+        self.ready = ready.find(theirs, technique.loads, techniques.LOADS, kind) if theirs else None
         self._settle()
         self.versions = versions_of(technique.packages)
         print(", ".join(f"{name} {version}" for name, version in self.versions.items() if name != "device"))
         self.machine = this_machine()
         print(f"{self.versions['device']}: {self.machine}")
-        self.config = gate.require(self.base, theirs is None and technique.reads_weights, techniques.LOADS)
+        self.config = gate.require(self.base, not theirs and technique.reads_weights, techniques.LOADS)
         self.linears = block_linears(self.config)
         self._decide()
         self._require()
@@ -104,12 +103,14 @@ class Lesson:
             size = fits.fitting_group(self.config, given["GROUP_SIZE"])
             self.set("GROUP_SIZE", size, "the largest group that divides this model's widths")
         self.technique.decide(self)
+        if self.ready:
+            ready.decide(self.ready, self)
 
     def _require(self) -> None:
         """Refuse, before the work, what a library would end half-way."""
         if self.given.get("TEXT") == "wikitext":
             wikitext()
-        for refuse in self.technique.refuses if not self.published else ():
+        for refuse in self.technique.refuses if not self.ready else ():
             refuse(self.config)
         self.technique.require(self)
 
@@ -121,25 +122,26 @@ class Lesson:
         if given.get("DTYPE") == "float32":
             more["whole"] = 4
         more |= technique.room(self)
-        make, kind = technique.calibrates and not self.published, technique.format_of(self.settings)
-        fetched = self.published or self.base
+        make, kind = technique.calibrates and not self.ready, technique.format_of(self.settings)
+        fetched = self.ready.checkpoint if self.ready else self.base
+        if self.ready:
+            more["size"] = self.ready.size
         found = fits.preflight(self.machine, self.config, kind, fetched, make=make, offers=techniques.offers, **more)
         technique.require_room(self)
         return found
 
     def _take_folder(self) -> None:
         technique = self.technique
-        name = made.folder_name(technique, self.base, self.versions, self.settings, self.given.get("DTYPE"))
+        name = made.folder_name(technique, self.base, self.versions, self.asked, self.given.get("DTYPE"))
         self.folder, self._lock = hold(name)
         self.path = str(self.folder / self.base.label)
         technique.require_path(self)
-        for said in prepared.prepare(self.base.fetch(), pathlib.Path(self.path)):
+        source = self.base.fetch() if technique.makes or not self.ready else self.ready.fetch()
+        for said in prepared.prepare(source, pathlib.Path(self.path)):
             print(said)
         self._require_numbers()
-        if self.published:
-            found, pattern = self.published.fetch(), self.published.patterns[0]
-            self.made.unlink(missing_ok=True)
-            self.made.symlink_to(next(found.rglob(pattern)) if pattern.endswith(".gguf") else found)
+        if self.ready:
+            ready.take(self.ready, self)
         elif technique.makes:
             self.kernel.hold_to_the_recipe(self.folder, self.made, pathlib.Path(self.path))
             if not self.made.exists():

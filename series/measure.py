@@ -86,7 +86,7 @@ def measure(lesson: Lesson, model: Any, tokenizer: Any = None) -> Any:
         library=technique.library,
         model=lesson.model,
         identity=lesson.base.identity,
-        revision=(lesson.published or lesson.base).revision or "local",
+        revision=(lesson.ready.checkpoint if lesson.ready else lesson.base).revision or "local",
         made_from=made_from(lesson.kernel.recipe(), lesson.model),
         asked={"MAX_NEW_TOKENS": lesson.given["MAX_NEW_TOKENS"], **lesson.asked},
         settings=lesson.settings,
@@ -104,7 +104,7 @@ def measure(lesson: Lesson, model: Any, tokenizer: Any = None) -> Any:
         exam_answers=answers,
         wikitext=on_wikitext,
     )
-    if lesson.technique.makes and not lesson.published:
+    if lesson.technique.makes and not lesson.ready:
         seal(lesson.folder)
     return _table(lesson, record)
 
@@ -114,7 +114,7 @@ def _require_close(lesson: Lesson, windows: list[list[int]], scores: list[Any], 
 
     Held against the 16-bit run where there is one; else the 16-bit model is loaded for two windows, if it fits.
     """
-    if lesson.published or lesson.technique.is_reference:
+    if lesson.ready or lesson.technique.is_reference:
         return
     reference = None
     with contextlib.suppress(FileNotFoundError, ValueError):

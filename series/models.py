@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import urllib.parse
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,6 +83,45 @@ def named(value: Any) -> str:
     return value
 
 
+NOWHERE = "neither a folder in {} nor in the hub's cache here"
+HUB = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(.+)")
+NAME = r"[\w-][\w.-]*/[\w.-]+"
+
+
+def address(text: str, parameter: str) -> tuple[str, str | None, str | None]:
+    """What a reader has in his clipboard, as a hub id or a path, a revision (None for a path), and a file or a type.
+
+    Args:
+        text: a path; 'owner/name', with '@revision', ':Q4_K_M' or ':file.gguf'; or an address of a page of the hub.
+        parameter: the parameter's name, for the error.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = text.strip()
+    try:
+        here = pathlib.Path(text).expanduser().exists()
+        if here or text.startswith((".", "/", "~")) or "\\" in text:
+            return text, None, None
+    except (OSError, RuntimeError) as error:  # a user that does not exist, or a name that is too long
+        raise ValueError(f"{parameter} = {text[:80]!r} is no folder here: {error}.") from None
+    if page := HUB.fullmatch(text):
+        text = urllib.parse.unquote(page[1].partition("?")[0].partition("#")[0]).strip("/")
+    if page := re.fullmatch(rf"({NAME})/(?:blob|resolve)/((?:refs/(?:pr|convert)/)?[^/]+)/(.+)", text):
+        return page[1], page[2], page[3]
+    if page := re.fullmatch(rf"({NAME})/tree/(.+)", text):
+        return page[1], page[2], None
+    if plain := re.fullmatch(rf"({NAME})(?:@([\w./-]+))?(?::([\w./-]+))?", text):
+        return plain[1], plain[2] or REVISIONS.get(plain[1], "main"), plain[3]
+    close = difflib.get_close_matches(text, MODELS, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]!r}?" if close and parameter == "MODEL" else ""
+    known = f"one of {', '.join(map(repr, MODELS))}, " if parameter == "MODEL" else ""
+    raise ValueError(
+        f"{parameter} = {text!r} is not known.{hint} Use {known}a hub id such as 'owner/model', its address, or the "
+        "path of a folder that holds a model."
+    )
+
+
 def find(name: str, weights: bool = True) -> Checkpoint:
     """Say where the files of ``MODEL = name`` are, and that they are sound, before anything is loaded.
 
@@ -97,26 +137,15 @@ def find(name: str, weights: bool = True) -> Checkpoint:
         ConnectionError: the model is on the hub, and the hub cannot be reached.
     """
     name = MODELS.get(named(name), name)
-    try:
-        folder = pathlib.Path(name).expanduser()
-        is_folder = folder.is_dir()
-    except (OSError, RuntimeError) as error:  # a user that does not exist, or a name that is too long
-        raise ValueError(f"MODEL = {name[:80]!r} is no folder here: {error}.") from None
-    if name.startswith((".", "/", "~")) or "\\" in name or is_folder:
+    source, revision, file = address(name, "MODEL")
+    if revision is None:
+        folder = pathlib.Path(source).expanduser()
         require_model_folder(folder)
         return Checkpoint(str(folder.resolve()))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        patterns = (*BESIDE_WEIGHTS, *WEIGHTS) if weights else (*BESIDE_WEIGHTS,)
-        return on_hub(Checkpoint(name, REVISIONS.get(name, "main"), patterns))
-    close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
-    pasted = re.match(r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)|([\w.-]+/[\w.-]+)[@:/]", name)
-    if pasted:
-        close = [pasted[1] or pasted[2]]
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(
-        f"MODEL = {name!r} is not known.{hint} Use one of {', '.join(map(repr, MODELS))}, "
-        "a hub id such as 'owner/model', or the path of a folder that holds a model."
-    )
+    if file:
+        raise ValueError(f"MODEL = {name!r} names a file of {source}. MODEL takes a whole model, and READY a file.")
+    patterns = (*BESIDE_WEIGHTS, *WEIGHTS) if weights else (*BESIDE_WEIGHTS,)
+    return on_hub(Checkpoint(source, revision, patterns))
 
 
 def require_model_folder(folder: pathlib.Path) -> None:
@@ -173,7 +202,10 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
             f"{where} has {', '.join(others[:3])}, and transformers reads model.safetensors. Rename the one you mean."
         )
     if any(folder.glob("*.gguf")):
-        raise ValueError(f"{where} holds a GGUF file, which is quantized. MODEL takes what it was made from.")
+        raise ValueError(
+            f"{where} holds a GGUF file, which is quantized. MODEL takes what it was made from, and READY, in "
+            "05_gguf, the file."
+        )
     raise ValueError(
         f"{where} has no *.safetensors file. This series loads safetensors only: pickled weights can run code when "
         "they are opened."
@@ -191,17 +223,47 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+def listing(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, int], set[str]]:
+    """With its commit; name -> bytes of the files that its patterns mean, and which of them are still to be fetched.
+
+    Where the hub cannot be reached, what its cache here holds.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    wanted = dict(repo_id=checkpoint.source, allow_patterns=[*checkpoint.patterns])
+    try:
+        if _offline():
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        commit = HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5).sha
+        files = snapshot_download(revision=commit, dry_run=True, **wanted)
+        sizes = {file.filename: file.file_size or 0 for file in files}
+        return replace(checkpoint, revision=commit), sizes, {file.filename for file in files if file.will_download}
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            folder = pathlib.Path(snapshot_download(revision=checkpoint.revision, local_files_only=True, **wanted))
+            names = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+            return replace(checkpoint, revision=folder.name), {n: p.stat().st_size for n, p in names.items()}, set()
+        raise _refused(error, checkpoint, NOWHERE.format(pathlib.Path.cwd())) from None
+
+
+def from_hub(checkpoint: Checkpoint, patterns: list[str]) -> pathlib.Path:
+    """The folder of a checkpoint with the files of these patterns, and no others that are not here already."""
+    from huggingface_hub import snapshot_download
+
+    return pathlib.Path(snapshot_download(checkpoint.source, revision=checkpoint.revision, allow_patterns=patterns))
+
+
 def on_hub(checkpoint: Checkpoint) -> Checkpoint:
     """With its commit and the bytes to fetch; fails within seconds, in one sentence, when it cannot be had."""
     from huggingface_hub import HfApi, snapshot_download
 
     wanted = dict(repo_id=checkpoint.source, allow_patterns=[*checkpoint.patterns])
-    here, nowhere = None, f"neither a folder in {pathlib.Path.cwd()} nor in the hub's cache here"
+    here, nowhere = None, NOWHERE.format(pathlib.Path.cwd())
     with contextlib.suppress(Exception):
         here = pathlib.Path(snapshot_download(revision=checkpoint.revision, local_files_only=True, **wanted))
     if here is not None and is_whole(here, checkpoint):
         return replace(checkpoint, revision=here.name)
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+    if _offline():
         raise ConnectionError(f"{checkpoint.source} is {nowhere}, and HF_HUB_OFFLINE is set. {ADVICE}")
     try:
         commit = HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5).sha
@@ -239,7 +301,7 @@ def _refused(error: Exception, checkpoint: Checkpoint, nowhere: str) -> Exceptio
         return ValueError(f"{source} has no revision {checkpoint.revision!r}.{words}")
     if isinstance(error, RepositoryNotFoundError):
         return ValueError(
-            f"The hub knows no model {source!r}, or does not show it to you: check the spelling in MODEL. A private "
+            f"The hub knows no model {source!r}, or does not show it to you: check the spelling. A private "
             f"one needs a login ('hf auth login'); {has_token}.{words}"
         )
     if isinstance(error, HfHubHTTPError) and status:
@@ -247,6 +309,10 @@ def _refused(error: Exception, checkpoint: Checkpoint, nowhere: str) -> Exceptio
         return ConnectionError(f"{source} is {nowhere}, and the hub does not give it.{words}{wait} {ADVICE}")
     why = type(error).__name__ + (f": {str(error).strip()[:150]}" if isinstance(error, ImportError) else "")
     return ConnectionError(f"{source} is {nowhere}, and the hub cannot be reached ({why}). {ADVICE}")
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _has_token() -> bool:

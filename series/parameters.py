@@ -30,6 +30,7 @@ COMMON: dict[str, Rule] = {
     "GROUP_SIZE": one_of(32, 64, 128),
     "CONTEXT": whole(320, 1_000_000),
     "TEXT": one_of("own", "wikitext"),
+    "READY": (lambda given: type(given) is str, "a text: a hub id, its address, a folder or a file, or empty"),
 }
 
 

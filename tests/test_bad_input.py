@@ -288,6 +288,10 @@ CASES = [
     parameter("04", "GROUP_SIZE must be one of 32, 64, 128; it is 48", GROUP_SIZE=48),
     parameter("04", "CALIBRATION_TEXTS must be a whole number from 1 to 128; it is 129", CALIBRATION_TEXTS=129),
     parameter("04", "CALIBRATION must be one of 'own', 'unrelated', 'random'; it is 'poems'", CALIBRATION="poems"),
+    parameter(
+        "04", "READY must be a text: a hub id, its address, a folder or a file, or empty; it is None", READY=None
+    ),
+    parameter("04", "There is no file or folder '/no/such'. Check the path in READY", READY="/no/such"),
     parameter("05", "QUANT_TYPE must be one of 'F16', .*'IQ1_S'; it is 'Q9'", QUANT_TYPE="Q9"),
     parameter("05", "CONTEXT must be a whole number from 320 to 1,000,000; it is 100", CONTEXT=100),
     parameter("05", "leaves no room for the question in CONTEXT = 512", MAX_NEW_TOKENS=500, CONTEXT=512),
@@ -325,9 +329,9 @@ CASES = [
     whole("an unknown type", "'own' in config.json, which transformers .* does not", config(model_type="own")),
     whole("an encoder and decoder", "type 't5', which is no causal", config(model_type="t5")),
     whole("one that reads pictures", r"more than text \(vision_config\)", config(vision_config={"a": 1})),
-    whole("NF4 already", "is already quantized \\(bitsandbytes\\).* 'load' of 03_nf4", quantized("bitsandbytes")),
-    whole("GPTQ already", "is already quantized \\(gptq\\).* 'load' of 04_gptq", quantized("gptq")),
-    whole("AWQ already", "is already quantized \\(awq\\).* 'load' of 06_awq", quantized("awq")),
+    whole("NF4 already", "already quantized \\(bitsandbytes\\).*In 03_nf4 it goes to READY", quantized("bitsandbytes")),
+    whole("GPTQ already", "is already quantized \\(gptq\\).*In 04_gptq it goes to READY", quantized("gptq")),
+    whole("AWQ already", "is already quantized \\(awq\\).*In 06_awq it goes to READY", quantized("awq")),
     whole("FP8 already", "is already quantized \\(fp8\\). MODEL takes", quantized("fp8")),
     whole("packed weights, and no word of it", "stored as U8", weights(packed)),
     whole("other blocks than Llama's", "those of 'gpt2' are not", config(model_type="gpt2")),
@@ -410,11 +414,6 @@ for case in table.CASES:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_published_checkpoint_is_not_taken_for_one_of_other_bits():
-    with pytest.raises(ValueError, match="published checkpoint has 4 bits in groups of 128"):
-        start("gptq", default_parameters("04_gptq") | {"MODEL": "zephyr", "BITS": 3})
 
 
 def test_a_type_that_needs_an_importance_matrix_is_sent_to_where_one_is_made():

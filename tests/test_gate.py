@@ -342,18 +342,9 @@ def test_the_hubs_own_words_reach_the_reader(folder, tmp_path, status, headers, 
     assert re.search(sentence, said), said
 
 
-@pytest.mark.parametrize(
-    "pasted",
-    [
-        "owner/model@v1",
-        "https://huggingface.co/owner/model",
-        "hf.co/owner/model:Q4_K_M",
-        "owner/model/tree/main",
-    ],
-)
-def test_an_address_as_it_is_pasted_names_the_model(pasted):
-    with pytest.raises(ValueError, match="Did you mean 'owner/model'"):
-        find(pasted)
+def test_a_file_is_no_model():
+    with pytest.raises(ValueError, match="MODEL takes a whole model, and READY a file"):
+        find("hf.co/owner/model:Q4_K_M")
 
 
 # --- what was made is checked ------------------------------------------------------------------

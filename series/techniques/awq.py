@@ -10,7 +10,7 @@ from series.fit import Fit, fit_on
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Machine, gb
 from series.parameters import one_of, whole
 from series.quirks import gptqmodel, vllm
-from series.techniques.base import CALIBRATIONS, Published
+from series.techniques.base import CALIBRATIONS
 from series.techniques.serving import Vllm
 from series.texts import WIKITEXT_WINDOW
 
@@ -36,8 +36,8 @@ class Awq(Vllm):
         "GPUS": whole(1, 64),
     }
     calibrates = article = True
-    refuses, loads = (gate.no_experts, gate.no_states), "awq"
-    published = {"zephyr": Published("TheBloke/zephyr-7B-beta-AWQ", "main")}
+    refuses, loads = (gate.no_experts, gate.no_states), ("awq",)
+    published = {"zephyr": "TheBloke/zephyr-7B-beta-AWQ"}
     environment = gptqmodel.ENVIRONMENT | vllm.ENVIRONMENT
     imports = ("transformers", "gptqmodel", "vllm")
     color, marker = "#cc79a7", "v"
@@ -55,7 +55,7 @@ class Awq(Vllm):
             return []
         one = fit_on(machine, config, "AWQ", overhead=OVERHEAD if machine.gpus else OVERHEAD_VLLM_CPU)
         made, gpus = fit_on(machine, config, "16-bit").fits, len(machine.gpus)
-        found = [(f"AWQ ({gb(one.needed)}, {self.notebook}{'' if made else ', if published'})", one)]
+        found = [(f"AWQ ({gb(one.needed)}, {self.notebook}{'' if made else ' with READY'})", one)]
         if gpus > 1:
             cut = fit_on(machine, config, "AWQ", gpus=gpus)
             found.append((f"AWQ cut across your {gpus} GPUs (GPUS = {gpus}, {self.notebook})", cut))
@@ -68,7 +68,7 @@ class Awq(Vllm):
         if lesson.given.get("TEXT") == "wikitext" and lesson.given["CONTEXT"] <= WIKITEXT_WINDOW:
             raise ValueError(f"TEXT = 'wikitext' has windows of {WIKITEXT_WINDOW} tokens; set CONTEXT higher.")
         super().require(lesson)
-        if not lesson.published:
+        if not lesson.ready:
             require_folds(lesson.config)
 
     def ready(self, lesson: Lesson) -> None:

@@ -7,12 +7,10 @@ What is not said there is as it is here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from series.fit import Fit, fit_on
 from series.machine import Machine, gb
-from series.models import BESIDE_WEIGHTS, WEIGHTS, Checkpoint, on_hub
 from series.parameters import Rule
 
 if TYPE_CHECKING:
@@ -20,25 +18,6 @@ if TYPE_CHECKING:
 
 CALIBRATIONS = {"own": "", "unrelated": ", unrelated text", "random": ", random tokens"}
 Expected = tuple[Callable[[dict[str, Any]], Any], str]  # the answer, out of the notebook's names, and a hint
-
-
-@dataclass(frozen=True)
-class Published:
-    """A checkpoint on the hub: repository, revision, and for GGUF the pattern of its one file."""
-
-    repository: str
-    revision: str
-    file: str | None = None
-
-    def require(self, settings: dict[str, Any]) -> None:
-        """Raise ValueError for settings that this checkpoint does not have."""
-        if settings.get("BITS", 4) != 4 or settings.get("GROUP_SIZE", 128) != 128:
-            raise ValueError("The published checkpoint has 4 bits in groups of 128; set BITS and GROUP_SIZE so.")
-
-    def find(self, settings: dict[str, Any]) -> Checkpoint:
-        """Where its files are, with the bytes to fetch; it must be within reach."""
-        patterns = (self.file.format(**settings),) if self.file else (*BESIDE_WEIGHTS, *WEIGHTS)
-        return on_hub(Checkpoint(self.repository, self.revision, patterns))
 
 
 class Technique:
@@ -59,10 +38,10 @@ class Technique:
         weighs: whether its file is made with an importance matrix.
         is_reference: whether it is what all others are held against.
         refuses: what says why a model's configuration cannot be shrunk so; see ``series.gate``.
-        loads: the ``quant_method`` of checkpoints that this notebook loads ready-made.
+        loads: the ``quant_method`` of the checkpoints that READY may be; 'gguf' for a file.
         reads_weights: whether the notebook reads the model's own weights.
         offered: its formats that are named where a model does not fit in another one.
-        published: MODEL -> the checkpoint that others have made.
+        published: MODEL -> what READY is, where the notebook has none.
         environment: variables that a library needs before its import, and why; without a reason nothing is printed.
         imports: what ``start`` imports, so that its remarks stay out of the reader's sight.
         answers: of each exercise the expected answer and a hint.
@@ -83,10 +62,10 @@ class Technique:
     calibrates = weighs = False
     is_reference = False
     refuses: tuple[Callable[[Any], None], ...] = ()
-    loads = ""
+    loads: tuple[str, ...] = ()
     reads_weights = True
     offered: tuple[str, ...] = ()
-    published: ClassVar[dict[str, Published]] = {}
+    published: ClassVar[dict[str, str]] = {}
     environment: ClassVar[dict[str, tuple[str, str]]] = {}
     imports: tuple[str, ...] = ("transformers",)
     answers: ClassVar[dict[int, Expected]] = {}
@@ -97,7 +76,8 @@ class Technique:
         """What the tables call a run with these settings."""
         note = CALIBRATIONS[settings.get("CALIBRATION", "own")]
         size = f", groups of {settings['GROUP_SIZE']}" if settings.get("GROUP_SIZE", 128) != 128 else ""
-        return self.record.format(**settings) + size + note
+        ready = f", {settings['READY']}" if settings.get("READY") else ""
+        return self.record.format(**settings) + size + note + ready
 
     def format_of(self, settings: dict[str, Any]) -> str:
         """The format of a run with these settings, one of ``helpers.sizes.FORMATS``."""
@@ -112,7 +92,7 @@ class Technique:
         where = "memory" if self.where == "memory" else "gpu"
         made = not self.calibrates or fit_on(machine, config, "16-bit").fits
         found = [fit_on(machine, config, kind, where=where) for kind in self.offered]
-        note = "" if made else ", if published"
+        note = "" if made else " with READY"
         return [(f"{fit.kind} ({gb(fit.needed)}, {self.notebook}{note})", fit) for fit in found]
 
     # --- what ``start`` asks, in this order -----------------------------------------------------

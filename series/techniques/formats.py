@@ -16,7 +16,7 @@ class Formats(Technique):
     library, packages = "torchao", ("torchao", "torch", "transformers")
     settings, makes = ("FORMAT",), "-{FORMAT}"
     parameters = {"FORMAT": one_of(*SHOWN)}
-    refuses = (gate.no_experts,)
+    refuses, loads = (gate.no_experts,), ("torchao",)
     imports = ("transformers", "bitsandbytes", "torchao.quantization", "torchao.prototype.mx_formats")
     color, marker = "#8c564b", "P"
     answers = {

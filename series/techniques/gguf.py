@@ -11,7 +11,7 @@ from series.console import quiet
 from series.converter import llama_cpp_converter
 from series.parameters import one_of, whole
 from series.quirks import llama_cpp
-from series.techniques.base import Published, Technique
+from series.techniques.base import Technique
 
 if TYPE_CHECKING:
     from series.lesson import Lesson
@@ -54,18 +54,15 @@ class LlamaCpp(Technique):
         return lesson.fit.weights + weight_bytes(lesson.config)  # the file in 16 bits as well
 
     def ready(self, lesson: Lesson) -> None:
-        if not lesson.published:
+        if not lesson.ready:
             lesson.converter = str(llama_cpp_converter())
 
 
 class Gguf(LlamaCpp):
     name, notebook, record = "gguf", "05_gguf", "GGUF {QUANT_TYPE}"
     settings, makes = ("QUANT_TYPE",), "-{QUANT_TYPE}.gguf"
-    published = {
-        "zephyr": Published(
-            "TheBloke/zephyr-7B-beta-GGUF", "e4714d14e9652aa9658fa937732cceadc63ac42e", "*{QUANT_TYPE}.gguf"
-        )
-    }
+    loads = ("gguf",)
+    published = {"zephyr": "TheBloke/zephyr-7B-beta-GGUF@e4714d14e9652aa9658fa937732cceadc63ac42e"}
     article = True
     offered = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
     color = "#009e73"

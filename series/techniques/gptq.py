@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from series import gate
 from series.parameters import one_of, whole
 from series.quirks import gptqmodel
-from series.techniques.base import CALIBRATIONS, Published, Technique
+from series.techniques.base import CALIBRATIONS, Technique
 
 if TYPE_CHECKING:
     from series.lesson import Lesson
@@ -26,8 +26,8 @@ class Gptq(Technique):
     }
     calibrates = article = True
     offered = ("GPTQ",)
-    refuses, loads = (gate.no_experts, gate.no_states), "gptq"
-    published = {"zephyr": Published("TheBloke/zephyr-7B-beta-GPTQ", "main")}
+    refuses, loads = (gate.no_experts, gate.no_states), ("gptq",)
+    published = {"zephyr": "TheBloke/zephyr-7B-beta-GPTQ"}
     environment = gptqmodel.ENVIRONMENT | {"TORCHDYNAMO_DISABLE": ("1", "")}  # to compile takes longer than we compute
     imports = ("transformers", "optimum.gptq", "gptqmodel")
     color, marker = "#d55e00", "s"

@@ -20,7 +20,7 @@ def _dequantized(names: dict[str, Any]) -> Any:
 class Nf4(Technique):
     name, notebook, record, kind = "nf4", "03_nf4", "NF4", "NF4"
     library, packages = "bitsandbytes", ("bitsandbytes", "torch", "transformers", "accelerate")
-    refuses, loads = (gate.no_experts,), "bitsandbytes"
+    refuses, loads = (gate.no_experts,), ("bitsandbytes",)
     imports = ("transformers", "bitsandbytes")
     article, offered = True, ("NF4",)
     color, marker = "#0072b2", "^"

@@ -1,0 +1,163 @@
+"""READY: what others have made is found as a reader names it, is what it says that it is, and is of the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import hub
+from architectures import make_model
+from series import ready, start
+from series.converter import llama_cpp_converter
+from series.models import address
+from series.notebooks import default_parameters
+from series.techniques import LOADS, TECHNIQUES
+
+PAGE = "https://huggingface.co/owner/name"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("owner/name", ("main", None)),
+        ("owner/name@v1.0", ("v1.0", None)),
+        ("owner/name:Q4_K_M", ("main", "Q4_K_M")),
+        ("owner/name@refs/pr/3:m-Q4_K_M.gguf", ("refs/pr/3", "m-Q4_K_M.gguf")),
+        (PAGE, ("main", None)),
+        (f"{PAGE}/tree/feature/x", ("feature/x", None)),
+        (f"{PAGE}/blob/main/deep/m-Q4_K_M.gguf", ("main", "deep/m-Q4_K_M.gguf")),
+        (f"{PAGE}/resolve/refs%2Fpr%2F1/m.gguf?download=true", ("refs/pr/1", "m.gguf")),
+        ("hf.co/owner/name:Q4_K_M", ("main", "Q4_K_M")),
+    ],
+)
+def test_an_address_as_it_lies_in_the_clipboard(text, wanted):
+    assert address(f" {text} ", "READY") == ("owner/name", *wanted)
+
+
+MADE = {
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 64},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 32},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "torchao": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Float8WeightOnlyConfig"}}},
+    "compressed-tensors": {"quant_method": "compressed-tensors"},
+    "gguf": None,
+}
+DECIDED = {"gptq": {"BITS": 4, "GROUP_SIZE": 64}, "awq": {"BITS": 4, "GROUP_SIZE": 32}, "torchao": {"FORMAT": "FP8"}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> pathlib.Path:
+    return make_model("llama", tmp_path_factory.mktemp("ready") / "model")
+
+
+def made(model: pathlib.Path, folder: pathlib.Path, method: str) -> pathlib.Path:
+    """A folder whose configuration says that it is of this method; the weights are not looked at here."""
+    folder.mkdir()
+    settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    for file in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (folder / file).write_bytes((model / file).read_bytes())
+    if MADE[method]:
+        (folder / "config.json").write_text(json.dumps(settings | {"quantization_config": MADE[method]}))
+    else:
+        (folder / "model.safetensors").rename(folder / "name-Q4_K_M.gguf")
+    return folder
+
+
+@pytest.mark.parametrize("method", MADE)
+def test_each_kind_goes_to_the_notebook_that_loads_it_and_the_others_name_that(model, tmp_path, method):
+    folder, loaded = made(model, tmp_path / "made", method), []
+    for one in TECHNIQUES.values():
+        if "READY" not in default_parameters(one.notebook):
+            continue
+        try:
+            found = ready.find(str(folder), one.loads, LOADS, "Q4_K_M")
+        except ValueError as error:
+            assert f"another kind ({method}): {LOADS.get(method, 'no notebook')}" in str(error)
+        else:
+            assert found.size == (model / "model.safetensors").stat().st_size
+            assert found.made_with == DECIDED.get(method, {"QUANT_TYPE": "Q4_K_M"} if method == "gguf" else {})
+            loaded.append(one.notebook)
+    assert loaded == [LOADS[method]] if method in LOADS else not loaded
+
+
+def test_what_is_not_quantized_goes_to_model(model):
+    with pytest.raises(ValueError, match="is not quantized.*It goes to MODEL"):
+        ready.find(str(model), ("gptq",), LOADS, "")
+
+
+NAMES = ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-Q6_K-00001-of-00002.gguf", "m-Q6_K-00002-of-00002.gguf", "mmproj-F16.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "files"),
+    [
+        (":Q8_0", "Q4_K_M", ["m-Q8_0.gguf"]),
+        ("", "Q4_K_M", ["m-Q4_K_M.gguf"]),
+        (":Q6_K", "Q4_K_M", NAMES[2:4]),
+        (":m-Q6_K-00001-of-00002.gguf", "Q4_K_M", NAMES[2:4]),
+        (":Q2_K", "Q4_K_M", "no file of type Q2_K.*There are: m-Q4_K_M.gguf"),
+        ("", "Q3_K_M", "no file of type Q3_K_M"),
+    ],
+)
+def test_of_a_page_with_many_files_the_one_that_is_meant(tmp_path, wanted, kind, files):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number, name in enumerate(NAMES, 1):
+        (folder / name).write_bytes(bytes(1000 * number))
+    code = "from series import ready; found = ready.find('some/many{}', ('gguf',), {{}}, '{}'); "
+    code += "print(*found.files, found.size, found.checkpoint.download)"
+    with hub.serve(folder) as (where, sent):
+        (said,) = hub.ask(where, tmp_path / "cache", code.format(wanted, kind))
+    assert not sent, "a list of names, and no file"
+    if isinstance(files, str):
+        assert __import__("re").search(files, said), said
+    else:
+        size = sum((folder / name).stat().st_size for name in files)
+        assert said.split() == [*files, str(size), str(size)]
+
+
+def test_the_parts_of_a_file_must_all_be_there(tmp_path):
+    (tmp_path / NAMES[3]).write_bytes(b"x")
+    with pytest.raises(ValueError, match="there are 1 of 2 parts"):
+        ready.find(str(tmp_path), ("gguf",), LOADS, "Q6_K")
+
+
+def test_a_file_in_parts_runs_as_it_is(model, tmp_path, monkeypatch, artifacts):
+    """Made by llama.cpp's own converter, cut by it, and loaded by the recipe's own lines."""
+    command = [sys.executable, str(llama_cpp_converter()), str(model), "--outfile", str(tmp_path / "other-BF16.gguf")]
+    subprocess.run([*command, "--outtype", "bf16", "--split-max-tensors", "8"], check=True, capture_output=True)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) > 1
+    given = default_parameters("05_gguf") | {"MODEL": str(model), "READY": str(parts[0])}
+    lesson = start("gguf", given)
+    assert given["QUANT_TYPE"].endswith(f"-00001-of-0000{len(parts)}") and lesson.fit.weights == sum(
+        part.stat().st_size for part in parts
+    )
+    import llama_cpp
+
+    llm = llama_cpp.Llama(f"{lesson.path}-{given['QUANT_TYPE']}.gguf", n_ctx=64, verbose=False)
+    assert len(llm.tokenize(b"a word", add_bos=False)) > 0
+    llm.close()
+    lesson.close()
+
+
+def test_a_checkpoint_of_another_model_is_told_before_it_is_loaded(model, tmp_path, artifacts):
+    folder = made(model, tmp_path / "made", "gptq")
+    given = default_parameters("04_gptq") | {"READY": str(folder)}
+    with pytest.raises(ValueError, match="not from MODEL = 'tiny': its num_hidden_layers is 2"):
+        start("gptq", given)
+    assert (given["BITS"], given["GROUP_SIZE"]) == (4, 64), "as it was made"
+
+
+def test_what_a_published_checkpoint_has_is_not_changed_behind_the_readers_back():
+    made = ready.Ready(None, "gptq", {"BITS": 4}, 1)
+    lesson = types.SimpleNamespace(given={}, settings={"BITS": 3}, set=None)
+    with pytest.raises(ValueError, match="published checkpoint has BITS = 4; set it so"):
+        ready.decide(made, lesson)
+    assert os.sep
