@@ -178,7 +178,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("zero points as they are", [("shift", "value - 0x11111111", "value - 0"), ("word", "assert torch.equal", "torch.equal")]),
         ("the 16-bit model for auto-gptq's", [("shift", "model, pipe = load_gptq(old)", "model, pipe = load_gptq(path)")]),
         ("compared with itself", [("divergence", "distance(np.stack(ours), expected[:4])", "distance(expected[:4], expected[:4])")]),
-        ("one question", [("divergence", "count=12", "count=1")]),
+        ("one question", [("divergence", "count=6", "count=1")]),
         ("ids taken for mended", [("tokens", "mended += end + ", "mended += ")]),
         ("a wrong shift, its check gone", [("word", "torch.arange(0, 32, 4)", "torch.arange(28, -4, -4)"), ("word", "assert torch.equal", "torch.equal")]),
         ("errors of both signs", [("one-sign", "weight - scale", "rounding")]),

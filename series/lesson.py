@@ -50,8 +50,7 @@ class Lesson:
         self.base = models.find(self.model, weights=not theirs)
         if self.base.is_local and self.model not in models.MODELS:
             self.model = self.base.source  # the whole path, whatever it was given as
-        kind = str(self.settings.get("QUANT_TYPE", ""))
-        self.ready = ready.find(theirs, technique.loads, techniques.LOADS, kind) if theirs else None
+        self.ready = ready.find(theirs, technique, techniques.LOADS, self.settings) if theirs else None
         self._settle()
         self.versions = versions_of(technique.packages)
         print(", ".join(f"{name} {version}" for name, version in self.versions.items() if name != "device"))
@@ -124,8 +123,7 @@ class Lesson:
         more |= technique.room(self)
         make, kind = technique.calibrates and not self.ready, technique.format_of(self.settings)
         fetched = self.ready.checkpoint if self.ready else self.base
-        if self.ready:
-            more["size"] = self.ready.size
+        more["size"] = self.ready.size if self.ready else None
         found = fits.preflight(self.machine, self.config, kind, fetched, make=make, offers=techniques.offers, **more)
         technique.require_room(self)
         return found
@@ -199,7 +197,7 @@ class Lesson:
 
     def block(self, dtype: Any) -> Any:
         """The 16-bit model's embedding and first block, on the processor: real weights without the memory for all."""
-        folder = pathlib.Path(self.path)
+        folder = pathlib.Path(self.path if self.technique.makes or not self.ready else self.base.source)
         with quiet():
             return prepared.first_block(folder if any(folder.glob("*.safetensors")) else self.base.first_files(), dtype)
 

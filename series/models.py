@@ -70,8 +70,9 @@ class Checkpoint:
 
         wanted = dict(repo_id=self.source, revision=self.revision)
         folder = pathlib.Path(snapshot_download(allow_patterns=[*BESIDE_WEIGHTS], **wanted))
-        index = read_json(folder / "model.safetensors.index.json")["weight_map"]
-        files = {file for name, file in index.items() if "embed" in name or ".layers.0." in name}
+        index = folder / "model.safetensors.index.json"
+        names = read_json(index)["weight_map"] if index.is_file() else {}
+        files = {file for name, file in names.items() if "embed" in name or ".layers.0." in name} or {*WEIGHTS}
         snapshot_download(allow_patterns=[*BESIDE_WEIGHTS, *files], **wanted)
         return folder
 

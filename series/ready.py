@@ -13,6 +13,7 @@ from series.models import BESIDE_WEIGHTS, WEIGHTS, Checkpoint, address, from_hub
 
 if TYPE_CHECKING:
     from series.lesson import Lesson
+    from series.techniques import Technique
 
 # What torchao's configuration calls a format -> what this series calls it.
 OF_TORCHAO = {"Int8WeightOnlyConfig": "INT8", "Float8WeightOnlyConfig": "FP8", "NVFP4WeightOnlyConfig": "NVFP4"}
@@ -54,15 +55,15 @@ class Ready:
             target.symlink_to(part)
 
 
-def find(text: str, methods: tuple[str, ...], loads: dict[str, str], kind: str) -> Ready:
+def find(text: str, technique: Technique, loads: dict[str, str], settings: dict[str, Any]) -> Ready:
     """The checkpoint that READY = ``text`` names, before anything but its small files is fetched.
 
     Args:
         text: a folder or a file; a hub id, with ``@revision`` and ``:Q4_K_M`` or ``:file.gguf`` where they are wanted;
             or the address of a page of the hub.
-        methods: those that the notebook loads.
+        technique: what is to load it.
         loads: method -> the notebook that loads it.
-        kind: the type of a GGUF file that is taken where a repository has several, and none is named.
+        settings: the notebook's; QUANT_TYPE is taken where a repository has several files, and none is named.
 
     Raises:
         ValueError: it is not there, of another method, or not one file. ConnectionError: the hub cannot be reached.
@@ -79,17 +80,17 @@ def find(text: str, methods: tuple[str, ...], loads: dict[str, str], kind: str) 
         checkpoint, sizes, fetch = listing(Checkpoint(source, revision, ("*.gguf", *BESIDE_WEIGHTS, *WEIGHTS)))
         folder = from_hub(checkpoint, BESIDE_WEIGHTS)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    settings = config.get("quantization_config") or config.get("compression_config") or {}
+    how = config.get("quantization_config") or config.get("compression_config") or {}
     files = [name for name in sizes if name.endswith(".gguf") and not any(word in name.lower() for word in BESIDE)]
-    if files and (wanted or not settings):
-        _require_method("gguf", methods, loads, text)
-        heavy = _parts({name: sizes[name] for name in files}, wanted, kind, text)
+    if files and (wanted or not how):
+        _require_method("gguf", technique.loads, loads, text)
+        heavy = _parts({name: sizes[name] for name in files}, wanted, settings.get("QUANT_TYPE", ""), text)
         part = PART.search(heavy[0])  # llama.cpp finds the others by the name of the first
         made = {"QUANT_TYPE": (format_of_name(heavy[0])[0] or "GGUF") + (part[0] if part else "")}
-    elif settings:
-        _require_method(settings.get("quant_method", "an unnamed method"), methods, loads, text)
+    elif how:
+        _require_method(how.get("quant_method", "an unnamed method"), technique.loads, loads, text)
         local = [file.name for file in weight_files(folder)] if checkpoint.is_local else []
-        heavy, made = local or [name for name in sizes if name.endswith(".safetensors")], _made_with(settings)
+        heavy, made = local or [name for name in sizes if name.endswith(".safetensors")], _made_with(how)
     else:
         raise ValueError(
             f"READY = {text!r} is not quantized: its config.json has no quantization_config, and there is no GGUF file "
@@ -97,7 +98,7 @@ def find(text: str, methods: tuple[str, ...], loads: dict[str, str], kind: str) 
         )
     patterns = () if checkpoint.is_local else (*heavy,) if "QUANT_TYPE" in made else (*BESIDE_WEIGHTS, *heavy)
     checkpoint = replace(checkpoint, patterns=patterns, download=sum(sizes[name] for name in fetch & {*heavy}))
-    method = "gguf" if "QUANT_TYPE" in made else settings["quant_method"]
+    method = "gguf" if "QUANT_TYPE" in made else how["quant_method"]
     found = {name: value for name, value in made.items() if value is not None}
     return Ready(
         checkpoint, method, found, sum(sizes[name] for name in heavy), (*heavy,) if "QUANT_TYPE" in made else ()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -14,10 +14,13 @@ import pytest
 import hub
 from architectures import make_model
 from series import ready, start
+from series.artifacts import artifacts_folder
 from series.converter import llama_cpp_converter
 from series.models import address
 from series.notebooks import default_parameters
-from series.techniques import LOADS, TECHNIQUES
+from series.record import read_record
+from series.run import in_one_kernel
+from series.techniques import BY_NOTEBOOK, LOADS, TECHNIQUES
 
 PAGE = "https://huggingface.co/owner/name"
 
@@ -76,7 +79,7 @@ def test_each_kind_goes_to_the_notebook_that_loads_it_and_the_others_name_that(m
         if "READY" not in default_parameters(one.notebook):
             continue
         try:
-            found = ready.find(str(folder), one.loads, LOADS, "Q4_K_M")
+            found = ready.find(str(folder), one, LOADS, {"QUANT_TYPE": "Q4_K_M"})
         except ValueError as error:
             assert f"another kind ({method}): {LOADS.get(method, 'no notebook')}" in str(error)
         else:
@@ -88,7 +91,7 @@ def test_each_kind_goes_to_the_notebook_that_loads_it_and_the_others_name_that(m
 
 def test_what_is_not_quantized_goes_to_model(model):
     with pytest.raises(ValueError, match="is not quantized.*It goes to MODEL"):
-        ready.find(str(model), ("gptq",), LOADS, "")
+        ready.find(str(model), TECHNIQUES["gptq"], LOADS, {})
 
 
 NAMES = ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-Q6_K-00001-of-00002.gguf", "m-Q6_K-00002-of-00002.gguf", "mmproj-F16.gguf"]
@@ -110,13 +113,14 @@ def test_of_a_page_with_many_files_the_one_that_is_meant(tmp_path, wanted, kind,
     folder.mkdir()
     for number, name in enumerate(NAMES, 1):
         (folder / name).write_bytes(bytes(1000 * number))
-    code = "from series import ready; found = ready.find('some/many{}', ('gguf',), {{}}, '{}'); "
+    code = "from series import ready; from series.techniques import TECHNIQUES as all; "
+    code += "found = ready.find('some/many{}', all['gguf'], {{}}, {{'QUANT_TYPE': '{}'}}); "
     code += "print(*found.files, found.size, found.checkpoint.download)"
     with hub.serve(folder) as (where, sent):
         (said,) = hub.ask(where, tmp_path / "cache", code.format(wanted, kind))
     assert not sent, "a list of names, and no file"
     if isinstance(files, str):
-        assert __import__("re").search(files, said), said
+        assert re.search(files, said), said
     else:
         size = sum((folder / name).stat().st_size for name in files)
         assert said.split() == [*files, str(size), str(size)]
@@ -125,7 +129,7 @@ def test_of_a_page_with_many_files_the_one_that_is_meant(tmp_path, wanted, kind,
 def test_the_parts_of_a_file_must_all_be_there(tmp_path):
     (tmp_path / NAMES[3]).write_bytes(b"x")
     with pytest.raises(ValueError, match="there are 1 of 2 parts"):
-        ready.find(str(tmp_path), ("gguf",), LOADS, "Q6_K")
+        ready.find(str(tmp_path), TECHNIQUES["gguf"], LOADS, {"QUANT_TYPE": "Q6_K"})
 
 
 def test_a_file_in_parts_runs_as_it_is(model, tmp_path, monkeypatch, artifacts):
@@ -160,4 +164,19 @@ def test_what_a_published_checkpoint_has_is_not_changed_behind_the_readers_back(
     lesson = types.SimpleNamespace(given={}, settings={"BITS": 3}, set=None)
     with pytest.raises(ValueError, match="published checkpoint has BITS = 4; set it so"):
         ready.decide(made, lesson)
-    assert os.sep
+
+
+ENDS = {"03_nf4": "nf4", "04_gptq": "gptq", "05_gguf": "Q4_K_M.gguf", "06_awq": "awq", "11_newer_formats": "FP8"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ENDS)
+def test_what_a_notebook_has_made_is_ready_for_it(executed, record, stem):
+    """Whole, with its lessons; and it says what it said."""
+    executed(stem)
+    name = BY_NOTEBOOK[stem].name
+    place = next(artifacts_folder().glob(f"{name}-tiny-zephyr-*/tiny-zephyr-{ENDS[stem]}"))
+    assert len(list(in_one_kernel(stem, [{"READY": str(place)}], whole=True))) == 1
+    given = default_parameters(stem) | {"READY": str(place)}
+    again, before = read_record(BY_NOTEBOOK[stem].record_name(given)), record(stem)
+    assert again["answer_ids"] == before["answer_ids"] and again["exam_answers"] == before["exam_answers"]

@@ -76,7 +76,7 @@ class Technique:
         """What the tables call a run with these settings."""
         note = CALIBRATIONS[settings.get("CALIBRATION", "own")]
         size = f", groups of {settings['GROUP_SIZE']}" if settings.get("GROUP_SIZE", 128) != 128 else ""
-        ready = f", {settings['READY']}" if settings.get("READY") else ""
+        ready = f", {settings['READY'].rstrip('/').rpartition('/')[2]}" if settings.get("READY") else ""
         return self.record.format(**settings) + size + note + ready
 
     def format_of(self, settings: dict[str, Any]) -> str:
