@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SETUP = @"$(PYTHON)" scripts/setup.py
 BIN = @"$(QUANT_VENV)/bin/python"
 
-.PHONY: run check test test-all original refresh ladders guide shape speed formats audit newest news lock lab
+.PHONY: run check test test-all original refresh ladders guide shape speed formats audit newest news lock recipes lab
 
 run:
 	$(SETUP) core
@@ -73,6 +73,10 @@ audit:
 news:
 	$(SETUP) small
 	$(BIN) proofs/colab.py --news
+
+recipes:
+	$(SETUP) core
+	$(BIN) scripts/recipes.py
 
 lock:
 	$(SETUP) core

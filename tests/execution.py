@@ -35,10 +35,8 @@ from series import comparison, notebooks, serving  # noqa: E402
 from series.artifacts import artifacts_folder  # noqa: E402
 from series.converter import llama_cpp_converter  # noqa: E402
 from series.models import TINY  # noqa: E402
-from series.prepared import prepare  # noqa: E402
 from series.run import execute  # noqa: E402
 from series.techniques import ARTICLE, BY_NOTEBOOK, MEASURED, TECHNIQUES  # noqa: E402
-from series.texts import calibration_texts  # noqa: E402
 
 ALL = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 BY_STEM = {path.stem: path for path in ALL}
@@ -214,31 +212,13 @@ sys.meta_path.insert(0, Forbidden())
 """
 
 
-# What 04's text tells a reader without a GPU to install is here only said: a torch that knows of no accelerator.
-CPU_BUILD = """
-import torch
-
-if not torch.cuda.is_available():
-    torch.accelerator.current_accelerator = lambda check_available=False: None
-"""
-
-
-def program(stem: str, path: str, converter: str, **parameters: object) -> str:
-    """The cells tagged 'copy' with nothing before them but parameters, ``path``, ``texts`` and ``converter``."""
-    row, given = BY_NOTEBOOK[stem], notebooks.default_parameters(stem) | parameters
-    lines = [FORBID, CPU_BUILD if row.name == "gptq" else ""]
-    lines += [*(f"{name} = {value!r}" for name, value in given.items() if name != "MODEL"), f"path = {path!r}"]
-    if row.calibrates:
-        lines.append(f"texts = {calibration_texts(2)!r}")
-    if row.library == "llama.cpp":
-        lines += [f"converter = {converter!r}", "GPU_LAYERS = 0"]
-    if row.name == "serving":
-        lines += [f"awq = {made('awq')!r}", f"gguf = {made('gguf')!r}"]
-    recipe = textwrap.indent(notebooks.recipe(stem), "    ")
-    if row.name == "serving":  # a server goes on until somebody ends it
-        recipe += "\n    llama.terminate(), vllm.terminate(), vllm.wait()"
-    if row.name == "awq":  # as 06 says of a script: Python would wait for the engine
-        recipe += "\n    llm.llm_engine.engine_core.shutdown()"
+def serving_program(path: str, port: int) -> str:
+    """09's cells tagged 'copy', with nothing before them but parameters, ``path``, and what 05 and 06 have made."""
+    given = notebooks.default_parameters("09_serving") | {"PORT": port, "path": path}
+    given |= {"awq": made("awq"), "gguf": made("gguf")}
+    lines = [FORBID, *(f"{name} = {value!r}" for name, value in given.items() if name != "MODEL")]
+    recipe = textwrap.indent(notebooks.recipe("09_serving"), "    ")
+    recipe += "\n    llama.terminate(), vllm.terminate(), vllm.wait()"  # a server goes on until somebody ends it
     return "\n".join(lines) + f"\nif __name__ == '__main__':\n{recipe}\n"  # vLLM starts its engine by a new import
 
 
@@ -247,7 +227,7 @@ def made(technique: str) -> str:
     return str(next(artifacts_folder().glob(f"{technique}-tiny-zephyr-*/tiny-zephyr-{ENDS[technique]}")))
 
 
-def run_program(code: str, folder: pathlib.Path, stem: str) -> subprocess.CompletedProcess:
+def run_program(code: str, folder: pathlib.Path, stem: str, *words: str) -> subprocess.CompletedProcess:
     row = BY_NOTEBOOK[stem]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     env |= {name: value for name, (value, _) in row.environment.items()}  # what start says for this machine
@@ -258,15 +238,22 @@ def run_program(code: str, folder: pathlib.Path, stem: str) -> subprocess.Comple
         env["PYTHONPATH"] = str(ROOT / "series" / "plugin")
     file = folder / "program.py"
     file.write_text(code, encoding="utf-8")
-    return subprocess.run([sys.executable, str(file)], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, str(file), *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+
+
+def recipe(stem: str) -> str:
+    """A program of recipes/, where nothing of ours can be imported."""
+    return FORBID + (ROOT / "recipes" / f"{stem}.py").read_text(encoding="utf-8")
 
 
 def copied(stem: str) -> tuple[int, str, str]:
-    """Run the recipe of a notebook as a program; its exit status, and what it printed."""
+    """Run the program of a notebook in an empty folder; its exit status, and what it printed."""
+    row, words = BY_NOTEBOOK[stem], ["--model", str(TINY)]
+    words += ["--texts", "2"] if row.calibrates else []
+    words += ["--converter", str(llama_cpp_converter())] if row.library == "llama.cpp" else []
     with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        prepare(TINY, folder / "model")  # a folder of links, so that what is made lies beside it
-        done = run_program(program(stem, str(folder / "model"), str(llama_cpp_converter())), folder, stem)
+        done = run_program(recipe(stem), pathlib.Path(name), stem, *words)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -274,7 +261,7 @@ def served() -> tuple[int, str, str]:
     """Run the recipe of 09_serving as a program, with what 05_gguf and 06_awq have made; as ``copied``."""
     model, port = made("gguf").removesuffix("-Q4_K_M.gguf"), serving.free_port(18000, 2)
     with tempfile.TemporaryDirectory() as folder:
-        done = run_program(program("09_serving", model, "", PORT=port), pathlib.Path(folder), "09_serving")
+        done = run_program(serving_program(model, port), pathlib.Path(folder), "09_serving")
     return done.returncode, done.stdout, done.stderr
 
 

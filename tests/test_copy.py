@@ -1,11 +1,14 @@
-"""The copy test: the cells tagged 'copy' are a program that runs in a project without anything of ours."""
+"""The copy test: the programs in recipes/, out of the cells tagged 'copy', run where nothing of ours is."""
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 
-from execution import FORBID, ROOT, program, run_program
+from execution import ROOT, recipe, run_program
 from series import notebooks
+from series.models import TINY
 from series.techniques import MEASURED
 
 STEMS = [row.notebook for row in MEASURED]
@@ -20,12 +23,34 @@ def test_the_recipe_runs_in_a_project_without_ours(stem, copied):
 
 
 def test_a_recipe_that_uses_ours_is_seen(tmp_path):
-    done = run_program(FORBID + "\nfrom helpers import MESSAGES\nprint(MESSAGES)\n", tmp_path, "01_baseline")
-    assert done.returncode and "is not there in another project" in done.stderr
-    code = program("01_baseline", "x", "")
-    ours = code.replace("from transformers import", "import series\n    from transformers import")
-    done = run_program(ours, tmp_path, "01_baseline")
+    ours = recipe("01_baseline").replace("from transformers import", "import series\n    from transformers import")
+    done = run_program(ours, tmp_path, "01_baseline", "--model", str(TINY))
     assert done.returncode and "series is not there in another project" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--model", "nobody/nothing"], "nobody/nothing is no folder here, and the hub does not give it: "),
+        (["--model", str(ROOT / "texts")], "has no *.safetensors file"),
+        (["--model", str(TINY), "--ready", "nobody/nothing"], "nobody/nothing is not here, and the hub does not give"),
+    ],
+)
+def test_a_recipe_ends_with_a_sentence(tmp_path, words, sentence):
+    done = run_program(recipe("04_gptq"), tmp_path, "04_gptq", *words)
+    assert done.returncode and sentence in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_recipe_takes_the_type_of_the_card(tmp_path):
+    """A T4 has compute capability 7.5, and no bfloat16."""
+    names = {}
+    exec((ROOT / "recipes" / "03_nf4.py").read_text(encoding="utf-8"), names)
+    found = []
+    for here, capability in ((False, (7, 5)), (True, (7, 5)), (True, (8, 0))):
+        with mock.patch("torch.cuda.is_available", lambda here=here: here):
+            with mock.patch("torch.cuda.get_device_capability", lambda capability=capability: capability):
+                found.append(names["computes_in"]("auto"))
+    assert found == ["bfloat16", "float16", "bfloat16"] and names["computes_in"]("float32") == "float32"
 
 
 @pytest.mark.parametrize("stem", SHORT)
@@ -43,5 +68,5 @@ def test_the_recipe_is_short_and_the_librarys(stem):
     )
     assert found["names of ours"] <= 8 and 25 <= found["cells"] <= 40
     assert found["median code cell"] <= 10 and found["longest"] <= 24
-    recipe = notebooks.recipe(stem)
-    assert not any(word in recipe for word in ("assert", "quiet", "perf_counter", "lesson", "helpers", "series"))
+    cells = notebooks.recipe(stem)
+    assert not any(word in cells for word in ("assert", "quiet", "perf_counter", "lesson", "helpers", "series"))

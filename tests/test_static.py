@@ -236,6 +236,14 @@ def test_the_requirements_are_those_of_the_project():
     assert lock.requirements(text, settings) != text
 
 
+def test_the_recipes_are_those_of_the_notebooks():
+    """'make recipes' writes them."""
+    import recipes
+
+    written = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.py")}
+    assert written == {one.notebook: recipes.program(one) for one in recipes.MEASURED}
+
+
 def test_vllm_requirements_have_hashes_and_leave_out_what_breaks():
     text = (ROOT / "requirements-vllm-cpu.txt").read_text(encoding="utf-8")
     names = re.findall(r"^([\w.-]+)==", text, re.M)

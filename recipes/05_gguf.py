@@ -1,0 +1,147 @@
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = [
+#     "torch==2.13.0",
+#     "transformers==5.19.0",
+#     "accelerate==1.15.0",
+#     "llama-cpp-python==0.3.36",
+#     "gguf==0.19.0",
+#     "sentencepiece==0.2.2",
+#     "pip",
+# ]
+# ///
+"""5. GGUF: one file for any machine. Written by 'make recipes' out of notebooks/05_gguf.ipynb, which explains it.
+
+    uv run recipes/05_gguf.py --model Qwen/Qwen3-0.6B --prompt "Tell me a joke"
+
+uv installs what is named above: torch in its default build, with CUDA. What is made lies in --out, and is made once.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a hub id, 'owner/name', or a folder; in 16 bits")
+    parser.add_argument("--prompt", default="Tell me a funny joke about Large Language Models.")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="the longest answer")
+    parser.add_argument("--out", default="made", help="the folder for what is made")
+    parser.add_argument("--quant-type", type=str, default="Q4_K_M")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--gpu-layers", type=int, default=-1)
+    parser.add_argument("--ready", help="what somebody has made of it: a hub id, a folder or a file")
+    parser.add_argument("--converter", help="llama.cpp's convert_hf_to_gguf.py; else it is fetched")
+    return parser.parse_args()
+
+
+def links(model, out, weights=True):
+    """The path of a folder in ``out`` that leads to the model's files; what the recipe makes lies beside it."""
+    from huggingface_hub import snapshot_download
+
+    folder = pathlib.Path(model).expanduser()
+    if not folder.is_dir():
+        wanted = ["*.json", "*.jinja", "tokenizer.model", *(["model*.safetensors"] if weights else [])]
+        try:
+            folder = pathlib.Path(snapshot_download(model, allow_patterns=wanted))
+        except Exception as error:
+            sys.exit(f"{model} is no folder here, and the hub does not give it: {type(error).__name__}.")
+    if weights and not any(folder.glob("*.safetensors")):
+        sys.exit(f"{model} has no *.safetensors file.")
+    target = pathlib.Path(out).resolve() / model.rstrip("/").rpartition("/")[2]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    target.symlink_to(folder.resolve())
+    return str(target)
+
+
+def require_room(path, share):
+    """End with a sentence where the 16-bit model is larger than all memory that is free."""
+    import torch
+
+    needed = share * sum(file.stat().st_size for file in pathlib.Path(path).glob("*.safetensors"))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free += sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    if needed > free:
+        sys.exit(f"This takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free.")
+
+
+def ready(checkpoint, made):
+    """Let ``made`` be a checkpoint that somebody has made: a folder or a file, or one of the hub."""
+    from huggingface_hub import snapshot_download
+
+    place, made = pathlib.Path(checkpoint).expanduser(), pathlib.Path(made)
+    if not place.exists():
+        name, _, kind = checkpoint.partition(":")
+        try:
+            place = pathlib.Path(snapshot_download(name, allow_patterns=[f"*{kind}*.gguf"] if kind else None))
+        except Exception as error:
+            sys.exit(f"{checkpoint} is not here, and the hub does not give it: {type(error).__name__}.")
+        place = next(place.glob(f"*{kind}*.gguf")) if kind else place
+    made.parent.mkdir(parents=True, exist_ok=True)
+    made.unlink(missing_ok=True)
+    made.symlink_to(place.resolve())
+
+
+def llama_cpp_converter(out):
+    """llama.cpp's own script, out of the sources of the llama-cpp-python that is installed."""
+    import importlib.metadata
+    import subprocess
+    import tarfile
+
+    version, name = importlib.metadata.version("llama-cpp-python"), "convert_hf_to_gguf.py"
+    folder = pathlib.Path(out).resolve() / f"llama.cpp-{version}"
+    if not (folder / name).exists():
+        get = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
+        if subprocess.run([*get, f"llama-cpp-python=={version}"]).returncode:
+            sys.exit("The sources of llama-cpp-python, which hold llama.cpp's converter, could not be fetched.")
+        with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+            for member in archive:
+                member.name = member.name.partition("/vendor/llama.cpp/")[2]
+                if member.isfile() and member.name.startswith((name, "conversion/", "gguf-py/gguf/")):
+                    archive.extract(member, folder, filter="data")
+    return str(folder / name)
+
+
+def main():
+    given = arguments()
+    path = links(given.model, given.out, weights=not given.ready)
+    MAX_NEW_TOKENS = given.max_new_tokens
+    QUANT_TYPE = given.quant_type
+    CONTEXT = given.context
+    GPU_LAYERS = given.gpu_layers
+    if given.ready:
+        ready(given.ready, f"{path}-{given.quant_type}.gguf")
+    else:
+        require_room(path, 1)
+    converter = given.converter or given.ready or llama_cpp_converter(given.out)
+
+    import ctypes, os, subprocess, sys
+
+    import llama_cpp
+
+    full, file = f"{path}-BF16.gguf", f"{path}-{QUANT_TYPE}.gguf"
+    if not os.path.exists(file):  # made once, under another name until it is complete
+        if not os.path.exists(full):
+            command = [sys.executable, converter, path, "--outfile", f"{full}.part"]
+            subprocess.run([*command, "--outtype", "bf16"], check=True, capture_output=True)
+            os.rename(f"{full}.part", full)
+        settings = llama_cpp.llama_model_quantize_default_params()
+        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{QUANT_TYPE}")
+        if llama_cpp.llama_model_quantize(full.encode(), f"{file}.part".encode(),
+                                          ctypes.byref(settings)):
+            raise RuntimeError(f"llama.cpp could not quantize {full} to {QUANT_TYPE}")
+        os.rename(f"{file}.part", file)
+
+    llm = llama_cpp.Llama(file, n_ctx=CONTEXT, n_gpu_layers=GPU_LAYERS, verbose=False)
+
+    messages = [{"role": "system", "content": "You are a friendly chatbot."},
+                {"role": "user", "content": given.prompt}]
+    output = llm.create_chat_completion(messages, max_tokens=MAX_NEW_TOKENS, temperature=0.0)
+    print(output["choices"][0]["message"]["content"])
+
+
+if __name__ == "__main__":
+    main()

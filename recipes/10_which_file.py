@@ -1,0 +1,197 @@
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = [
+#     "torch==2.13.0",
+#     "transformers==5.19.0",
+#     "accelerate==1.15.0",
+#     "llama-cpp-python==0.3.36",
+#     "gguf==0.19.0",
+#     "sentencepiece==0.2.2",
+#     "pip",
+# ]
+# ///
+"""10. Which file? A model's page, read. Written by 'make recipes' out of notebooks/10_which_file.ipynb, which explains it.
+
+    uv run recipes/10_which_file.py --model Qwen/Qwen3-0.6B --prompt "Tell me a joke"
+
+uv installs what is named above: torch in its default build, with CUDA. What is made lies in --out, and is made once.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a hub id, 'owner/name', or a folder; in 16 bits")
+    parser.add_argument("--prompt", default="Tell me a funny joke about Large Language Models.")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="the longest answer")
+    parser.add_argument("--out", default="made", help="the folder for what is made")
+    parser.add_argument("--quant-type", type=str, default="Q4_K_M")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--gpu-layers", type=int, default=-1)
+    parser.add_argument("--texts", type=int, default=16, help="how many texts it looks at")
+    parser.add_argument("--converter", help="llama.cpp's convert_hf_to_gguf.py; else it is fetched")
+    return parser.parse_args()
+
+
+def links(model, out, weights=True):
+    """The path of a folder in ``out`` that leads to the model's files; what the recipe makes lies beside it."""
+    from huggingface_hub import snapshot_download
+
+    folder = pathlib.Path(model).expanduser()
+    if not folder.is_dir():
+        wanted = ["*.json", "*.jinja", "tokenizer.model", *(["model*.safetensors"] if weights else [])]
+        try:
+            folder = pathlib.Path(snapshot_download(model, allow_patterns=wanted))
+        except Exception as error:
+            sys.exit(f"{model} is no folder here, and the hub does not give it: {type(error).__name__}.")
+    if weights and not any(folder.glob("*.safetensors")):
+        sys.exit(f"{model} has no *.safetensors file.")
+    target = pathlib.Path(out).resolve() / model.rstrip("/").rpartition("/")[2]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    target.symlink_to(folder.resolve())
+    return str(target)
+
+
+def require_room(path, share):
+    """End with a sentence where the 16-bit model is larger than all memory that is free."""
+    import torch
+
+    needed = share * sum(file.stat().st_size for file in pathlib.Path(path).glob("*.safetensors"))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free += sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    if needed > free:
+        sys.exit(f"This takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free.")
+
+
+def llama_cpp_converter(out):
+    """llama.cpp's own script, out of the sources of the llama-cpp-python that is installed."""
+    import importlib.metadata
+    import subprocess
+    import tarfile
+
+    version, name = importlib.metadata.version("llama-cpp-python"), "convert_hf_to_gguf.py"
+    folder = pathlib.Path(out).resolve() / f"llama.cpp-{version}"
+    if not (folder / name).exists():
+        get = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
+        if subprocess.run([*get, f"llama-cpp-python=={version}"]).returncode:
+            sys.exit("The sources of llama-cpp-python, which hold llama.cpp's converter, could not be fetched.")
+        with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+            for member in archive:
+                member.name = member.name.partition("/vendor/llama.cpp/")[2]
+                if member.isfile() and member.name.startswith((name, "conversion/", "gguf-py/gguf/")):
+                    archive.extract(member, folder, filter="data")
+    return str(folder / name)
+
+
+# Plain English to calibrate with, of this series (texts/calibrate.txt).
+TEXTS = [
+    'The kettle was the only thing in the house that was younger than she was. It had a blue light, and it switched itself off, which her sister thought was wasteful. "A kettle should whistle," said her sister. "How else do you know that it wants you?" They drank their tea at the window and watched the postman go past without stopping. It was the third day without a letter, and neither of them mentioned it.',
+    'Glass is made from sand, soda and lime. Sand alone melts at more than 1,700 degrees. Soda lowers that to about a thousand, but the glass would dissolve in water, so lime is added to make it hard. The mixture is heated until it flows like honey. For windows it is poured onto a bath of liquid tin, where it spreads by itself and becomes perfectly flat on both sides. Then it is cooled slowly over many hours. Glass that cools too quickly keeps a strain inside and may break weeks later without being touched.',
+    'import json\nimport pathlib\n\n\ndef load_settings(path, defaults):\n    """Read settings from a JSON file; what is missing there comes from `defaults`."""\n    file = pathlib.Path(path)\n    if not file.exists():\n        return dict(defaults)\n    found = json.loads(file.read_text(encoding="utf-8"))\n    unknown = set(found) - set(defaults)\n    if unknown:\n        raise KeyError(f"unknown settings: {\', \'.join(sorted(unknown))}")\n    return {**defaults, **found}\n\n\nif __name__ == "__main__":\n    settings = load_settings("settings.json", {"width": 80, "color": True, "language": "en"})\n    print(settings)',
+    "Minutes of the gardeners' meeting, 14 April\n\nPresent: eleven members. Absent: Mr Lund, who is moving house.\n\nThe water pump will be repaired before the end of the month. It costs 340 euros, of which the town pays half. Plot 7 is free. Two families have asked for it, and the one that has waited longer will get it. The shed needs a new lock, because too many keys are about. Everybody is reminded that fires are not allowed, not even small ones, and not even with permission from a neighbour. The next meeting is on 12 May at six o'clock, outdoors if it is dry.",
+    'A volcano is a hole in the ground with a long memory. The rock that comes out of it may have melted a million years ago, a hundred kilometres below, and waited in a chamber until the pressure was high enough. Whether it flows or explodes depends on two things, how thick the melt is and how much gas it holds. On Hawaii the lava is thin, the gas gets out, and people can walk beside the glowing rivers. At Mount St. Helens it was thick as tar. The gas stayed in until the mountain burst.',
+    'He had been a referee for nineteen years, and he had been wrong, by his own count, four hundred and six times. He kept a list. Most of the mistakes were small, a throw-in here, a corner there. Eleven had decided a game. He knew the names of the players, and with three of them he had spoken years later. Each of the three had forgotten it. That was the part that he could not forgive.',
+    '| planet | distance from the sun, million km | length of a year | moons that are known |\n|---|---|---|---|\n| Mercury | 58 | 88 days | 0 |\n| Venus | 108 | 225 days | 0 |\n| Earth | 150 | 365 days | 1 |\n| Mars | 228 | 687 days | 2 |\n| Jupiter | 778 | 11.9 years | more than 90 |\n| Saturn | 1,434 | 29.5 years | more than 140 |\n\nThe inner planets are made of rock and metal. The outer ones are mostly gas and ice. Between Mars and Jupiter lies a belt of small bodies that never became a planet, because the gravity of Jupiter kept stirring them.',
+    'The word "salary" is often said to come from the salt that Roman soldiers were paid with. There is no ancient text that says so. What is certain is that the Latin word salarium is related to sal, salt, and meant a payment. Perhaps it was money to buy salt, perhaps it was money for keeping a road on which salt was carried. Words remember less than we would like, and what they forget we make up.',
+    'To set up the printer, connect the cable and switch it on. Wait until the lamp stops blinking. Load paper with the side to be printed facing down, and push the guide against the edge. Press and hold the round button for five seconds to print a test page. If the page is empty, remove the yellow strip from the cartridge. If the lines are broken, choose "Clean heads" in the menu, and print the page again. Do not clean the heads more than three times in a row. It uses a lot of ink.',
+    'The river had been straightened in 1932, to make room for a factory that was never built. For ninety years the water ran through a bed of concrete as straight as a street. Then engineers took out the stones on one side and simply waited. In the first spring the river ate a piece of meadow as large as a tennis court. In the second it left a bank of gravel, and a kingfisher came. The farmer downstream, who had been against it, noticed that his cellar stayed dry in June. He did not say so at the meeting, but he stopped coming to the ones that followed.',
+    "SELECT c.name, COUNT(o.id) AS orders, SUM(o.amount) AS total\nFROM customers AS c\nLEFT JOIN orders AS o ON o.customer_id = c.id AND o.placed >= '2024-01-01'\nWHERE c.country = 'PT'\nGROUP BY c.name\nHAVING COUNT(o.id) > 0\nORDER BY total DESC\nLIMIT 10;\n\n-- A left join keeps customers without orders; HAVING drops them again.\n-- With an inner join the last condition would not be needed.",
+    'Coffee was first drunk in Yemen, by people who wanted to stay awake for prayer. From there it came to Cairo, to Istanbul and, in the seventeenth century, to Venice and London. The coffee houses of London sold more than coffee. For a penny one got a cup, a seat, the newspapers and an argument. Ship owners met in the house of Edward Lloyd to hear about the weather and the pirates, and to share the risk of a voyage. The insurance market that grew out of it still bears his name.',
+    '"Is it broken?" asked the boy.\n\nThe watchmaker held the watch to his ear, then to the boy\'s ear. "What do you hear?"\n\n"Nothing."\n\n"Then it is not broken. A broken watch makes a noise. This one has stopped, and that is a different thing." He opened the back with a knife so thin that it seemed to have no edge. Inside everything was gold and perfectly still, like a town on a Sunday. With a brush of three hairs he touched the smallest wheel. The town woke up.',
+    'A good map leaves out nearly everything. The first map of the London Underground showed the lines as they lay under the streets, with long bends and crowded stations in the middle. In 1931 an engineering draftsman called Harry Beck drew it again, in his spare time, with straight lines at angles of 45 and 90 degrees and with stations at even distances. It was wrong about every distance. The company hesitated, printed a few hundred copies, and had to print 750,000 within the year. Under the ground nobody wants to know where he is. He wants to know where to change.',
+    'Contents of the first-aid box, to be checked every six months:\n\n- 8 plasters of different sizes\n- 3 sterile dressings, 10 by 10 cm\n- 2 bandages, 6 cm wide\n- 1 triangular cloth\n- 1 roll of adhesive tape\n- 4 pairs of gloves\n- 1 pair of scissors\n- 1 rescue blanket\n- 1 leaflet with the telephone numbers\n\nThings that have passed their date are replaced by the caretaker. Whatever is taken out during the year is written down on the list inside the lid, with a name and the day.',
+    'An electric motor is a magnet that chases another magnet and never catches it. In the simplest kind a coil of wire turns between two fixed magnets. When current flows, the coil becomes a magnet itself and turns until its north pole faces the south pole outside. At that very moment a switch on the shaft reverses the current, north becomes south, and the coil has to go on for another half turn. A vacuum cleaner does this six hundred times a second. Take the current away and turn the shaft by hand, and the same machine makes electricity.',
+]
+
+
+def main():
+    given = arguments()
+    path = links(given.model, given.out)
+    MAX_NEW_TOKENS = given.max_new_tokens
+    QUANT_TYPE = given.quant_type
+    CONTEXT = given.context
+    GPU_LAYERS = given.gpu_layers
+    require_room(path, 1)
+    converter = given.converter or llama_cpp_converter(given.out)
+    texts = TEXTS[: given.texts]
+
+    import functools
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="auto")
+    squares, rows = {}, {}
+
+
+    def watch(name, layer, inputs):
+        x = inputs[0].detach().float().flatten(0, -2)  # [tokens, columns]
+        squares[name], rows[name] = squares.get(name, 0) + x.square().sum(0), rows.get(name, 0) + len(x)
+
+
+    # not the head, which gets enough bits
+    for name, layer in model.model.named_modules(prefix="model"):
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(functools.partial(watch, name))
+    with torch.no_grad():
+        for text in texts:
+            model(**tokenizer(text, return_tensors="pt").to(model.device))
+    importance = {name: (squares[name] / rows[name]).cpu().numpy() for name in squares}
+
+    import ctypes, os, subprocess, sys
+
+    import gguf
+    import llama_cpp
+
+    full, file = f"{path}-BF16.gguf", f"{path}-{QUANT_TYPE}-imatrix.gguf"
+    if not os.path.exists(full):
+        command = [sys.executable, converter, path, "--outfile", f"{full}.part", "--outtype", "bf16"]
+        subprocess.run(command, check=True, capture_output=True)
+        os.rename(f"{full}.part", full)
+    kind = gguf.GGUFReader(full).get_field("general.architecture").contents()
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    # 'model.layers.0.mlp.up_proj' -> 'blk.0.ffn_up'
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    matrix = {f"{names.get_name(name)}.weight": values for name, values in importance.items()}
+
+    def quantize(kind, target, matrix=None):
+        """Write ``target``, a file of type ``kind``; False if llama.cpp refuses."""
+        settings = llama_cpp.llama_model_quantize_default_params()
+        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        if matrix:
+            # the last one stays empty: the end
+            table = (llama_cpp.llama_model_imatrix_data * (len(matrix) + 1))()
+            for entry, (name, values) in zip(table, matrix.items()):
+                entry.name, entry.size = name.encode(), values.size
+                entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            # as llama.cpp's own command notes it in the file
+            note = (llama_cpp.llama_model_kv_override * 2)()
+            note[0].key = b"quantize.imatrix.entries_count"
+            note[0].tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT
+            note[0].value.val_i64 = len(matrix)
+            settings.imatrix, settings.kv_overrides = table, note
+        return llama_cpp.llama_model_quantize(full.encode(), target.encode(),
+                                              ctypes.byref(settings)) == 0
+
+
+    if not os.path.exists(file):  # made once, under another name until it is complete
+        if not quantize(QUANT_TYPE, f"{file}.part", matrix):
+            raise RuntimeError(f"llama.cpp could not quantize {full} to {QUANT_TYPE}")
+        os.rename(f"{file}.part", file)
+
+    llm = llama_cpp.Llama(file, n_ctx=CONTEXT, n_gpu_layers=GPU_LAYERS, verbose=False)
+
+    messages = [{"role": "system", "content": "You are a friendly chatbot."},
+                {"role": "user", "content": given.prompt}]
+    output = llm.create_chat_completion(messages, max_tokens=MAX_NEW_TOKENS, temperature=0.0)
+    print(output["choices"][0]["message"]["content"])
+
+
+if __name__ == "__main__":
+    main()
