@@ -207,9 +207,8 @@ def program(technique: Technique) -> str:
     if technique.calibrates:
         texts = [text for text in documents("calibrate.txt") if not turns(text)][:TEXTS]
         lines = "\n".join(textwrap.indent(repr(text), "    ") + "," for text in texts)
-        parts.append(
-            f"\n\n# Plain English to calibrate with, of this series (texts/calibrate.txt).\nTEXTS = [\n{lines}\n]\n"
-        )
+        said = "# Plain English to calibrate with, of this series (texts/calibrate.txt)."
+        parts.append(f"\n\n{said}\nTEXTS = [\n{lines}\n]\n")
     recipe = notebooks.recipe(stem).replace(repr(PROMPT).replace("'", '"'), "given.prompt")
     if "vllm" in technique.packages:
         recipe += "\nllm.llm_engine.engine_core.shutdown()  # Python would wait for it"
