@@ -118,8 +118,8 @@ def address(text: str, parameter: str) -> tuple[str, str | None, str | None]:
     hint = f" Did you mean {close[0]!r}?" if close and parameter == "MODEL" else ""
     known = f"one of {', '.join(map(repr, MODELS))}, " if parameter == "MODEL" else ""
     raise ValueError(
-        f"{parameter} = {text!r} is not known.{hint} Use {known}a hub id such as 'owner/model', its address, or the "
-        "path of a folder that holds a model."
+        f"{parameter} = {text!r} is not known.{hint} Use {known}a hub id such as 'owner/model', or the path of a "
+        "folder that holds a model."
     )
 
 

@@ -247,14 +247,47 @@ def recipe(stem: str) -> str:
     return FORBID + (ROOT / "recipes" / f"{stem}.py").read_text(encoding="utf-8")
 
 
-def copied(stem: str) -> tuple[int, str, str]:
-    """Run the program of a notebook in an empty folder; its exit status, and what it printed."""
+ALONE = ("06_awq",)  # vLLM's engine imports the program anew
+TOGETHER = """
+import runpy, sys, traceback
+
+for line in sys.stdin.read().splitlines():
+    sys.argv = line.split("\\t")
+    print("PROGRAM", sys.argv[0], flush=True)
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        print("ENDED", flush=True)
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+"""
+
+
+def words_of(stem: str) -> list[str]:
+    """The arguments of a program of recipes/, for `tiny`."""
     row, words = BY_NOTEBOOK[stem], ["--model", str(TINY)]
     words += ["--texts", "2"] if row.calibrates else []
-    words += ["--converter", str(llama_cpp_converter())] if row.library == "llama.cpp" else []
+    return words + (["--converter", str(llama_cpp_converter())] if row.library == "llama.cpp" else [])
+
+
+def copied(stems: list[str]) -> dict[str, tuple[bool, str]]:
+    """Run programs of recipes/ in an empty folder, one after the other: whether each came to its end, what it said.
+
+    In one process, which imports the libraries once. What the program of 06 would make, its notebook has made.
+    """
+    if stems == [*ALONE]:
+        with tempfile.TemporaryDirectory() as name:
+            words = [*words_of(stems[0]), "--ready", made("awq")]
+            done = run_program(recipe(stems[0]), pathlib.Path(name), stems[0], *words)
+        return {stems[0]: (done.returncode == 0, done.stdout + done.stderr)}
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    env |= {name: value for stem in stems for name, (value, _) in BY_NOTEBOOK[stem].environment.items()}
+    lines = ["\t".join([str(ROOT / "recipes" / f"{stem}.py"), *words_of(stem)]) for stem in stems]
     with tempfile.TemporaryDirectory() as name:
-        done = run_program(recipe(stem), pathlib.Path(name), stem, *words)
-    return done.returncode, done.stdout, done.stderr
+        command = [sys.executable, "-c", FORBID + TOGETHER]
+        given = dict(input="\n".join(lines), cwd=name, env=env, capture_output=True, text=True, timeout=1800)
+        done = subprocess.run(command, **given)
+    parts = done.stdout.split("PROGRAM ")[1:]
+    return {stem: ("ENDED" in part, part + done.stderr[-2000:]) for stem, part in zip(stems, parts, strict=False)}
 
 
 def served() -> tuple[int, str, str]:
@@ -283,7 +316,8 @@ def notebook_tasks(stems: list[str], folder: pathlib.Path) -> dict[str, Task]:
 
 
 def program_tasks(stems: list[str]) -> dict[str, Task]:
-    return {f"{stem}, as a program": Task(copied, (stem,)) for stem in in_order(stems)}
+    others = [stem for stem in stems if stem not in ALONE]
+    return {"programs": Task(copied, (others,)), "06_awq, as a program": Task(copied, ([*ALONE],), ("06_awq",))}
 
 
 def serving_task() -> dict[str, Task]:

@@ -17,6 +17,7 @@ def record(stem):
     return read_record(BY_NOTEBOOK[stem].record_name(default_parameters(stem)), "small")
 
 
+@pytest.mark.slow
 def test_a_real_model_as_gguf(small_gguf):
     """Its rows of 576 weights hold no super-block, so that llama.cpp takes Q5_0 for most; and it passes the exam."""
     said = printed(cell(small_gguf, "types"))
