@@ -132,7 +132,8 @@ def main() -> None:
         lines.append(f"| {' | '.join(cells)} |")
     verdict = "passed" if worst < LIMIT and left <= 0 and not any(row["held"] for row in found) else "FAILED"
     lines += ["", f"At most {worst:.2%} of the model; the limit is {LIMIT:.0%}: {verdict}."]
-    command = f"python proofs/soak.py --rounds {given.rounds}"
+    command = f"python proofs/soak.py --rounds {given.rounds} --layers {given.layers} "
+    command += f"--techniques {' '.join(given.techniques)}"
     report.write("Memory that comes back", command, "\n".join(lines), given.out)
     raise SystemExit(verdict != "passed")
 
