@@ -87,7 +87,11 @@ def ready(checkpoint, made):
             place = pathlib.Path(snapshot_download(name, allow_patterns=[f"*{kind}*.gguf"] if kind else None))
         except Exception as error:
             sys.exit(f"{checkpoint} is not here, and the hub does not give it: {type(error).__name__}.")
-        place = next(place.glob(f"*{kind}*.gguf")) if kind else place
+        if kind:
+            found = sorted(place.glob(f"*{kind}*.gguf"))
+            if len(found) != 1:
+                sys.exit(f"{checkpoint} has {len(found)} such files: {[file.name for file in found]}. Name one.")
+            place = found[0]
     made.parent.mkdir(parents=True, exist_ok=True)
     made.unlink(missing_ok=True)
     made.symlink_to(place.resolve())
