@@ -193,7 +193,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("open to the network", [("serve", '"127.0.0.1"', '"0.0.0.0"')]),
         ("one conversation at a time", [("serve", '"--parallel", "16"', '"--parallel", "1"')]),
         ("always one user", [("load", "path, count, key", "path, 1, key")]),
-        ("no schema sent", [("schema", " | asked", "")]),
+        ("no grammar sent", [("schema", ", extra_body=asked", "")]),
         ("room for all", [("full", "max(80,", "max(800,")]),
         ("the cache of one conversation", [("cache", "16 * cache_bytes", "cache_bytes")]),
         ("70 billion weights that weigh nothing", [("gpus", " - size", "")]),

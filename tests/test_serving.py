@@ -32,7 +32,7 @@ def test_both_servers_give_the_answers_of_their_notebooks(executed):
     assert text.count("the answer of its notebook: True") == 2
     counts = {name: int(number) for name, number in re.findall(r"(\w+):.*; (\d+) tokens in", text)}
     assert counts["gguf"] == counts["awq"] + 1, "llama.cpp begins with the token for it"
-    assert "mood" in printed(cell(executed(STEM), "schema"))
+    assert "answer" in printed(cell(executed(STEM), "schema"))
 
 
 def test_each_server_is_put_under_each_load(executed):
