@@ -7,15 +7,17 @@ from helpers.exercise import check
 from helpers.files import which_file
 from helpers.memory import clear_cache, tensor_bytes
 from helpers.prompt import MESSAGES, render_prompt
-from helpers.sizes import bits_per_weight, block_linears, cache_bytes, weight_bytes
+from helpers.sizes import bits_per_weight, block_linears, bytes_read, cache_bytes, distinct_experts, weight_bytes
 
 __all__ = [
     "MESSAGES",
     "bits_per_weight",
     "block_linears",
+    "bytes_read",
     "cache_bytes",
     "check",
     "clear_cache",
+    "distinct_experts",
     "render_prompt",
     "tensor_bytes",
     "weight_bytes",

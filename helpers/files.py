@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from helpers.sizes import GGUF_TYPES, LARGE_ENDS, bits_per_weight, cache_bytes, experts_of, model_weights, weight_bytes
+from helpers.architecture import model_weights
+from helpers.sizes import GGUF_TYPES, LARGE_ENDS, OF_EXPERTS, RUNTIMES, bits_per_weight, cache_bytes, weight_bytes
 
 # What publishers write -> the format, as ``weight_bytes`` knows it. The longest are tried first.
-NAMES = {name: name for name in (*GGUF_TYPES, *LARGE_ENDS)} | {
+NAMES = {name: name for name in (*GGUF_TYPES, *LARGE_ENDS, OF_EXPERTS)} | {
     "BF16": "16-bit",
     "W4A16": "GPTQ",
     "GPTQ": "GPTQ",
@@ -59,6 +60,8 @@ def format_of_name(name: str) -> tuple[str | None, str]:
     The beginning 'UD-' or 'i1-', as unsloth and mradermacher write it, is the remark.
     """
     plain = PART.sub("", name).removesuffix(".gguf")
+    if name.endswith(".gguf") and re.search(r"(?:^|[-._])mxfp4(?:$|[-._])", plain, flags=re.I):
+        return OF_EXPERTS, "the experts in MXFP4, the rest in Q8_0"
     for kind in sorted(NAMES, key=len, reverse=True):
         found = re.search(rf"(?:^|[-._])((?:UD-|i1-)?){re.escape(kind)}(?:$|[-._])", plain, flags=re.I)
         if found and found[1].upper() == "UD-":
@@ -92,12 +95,8 @@ def which_file(
         ``fits`` is False.
 
     Raises:
-        ValueError: ``memory`` or ``context`` is no positive number, no name is left, or the model has experts.
+        ValueError: ``memory`` or ``context`` is no positive number, or no name is left.
     """
-    if experts_of(config):
-        raise ValueError(
-            f"{config.model_type!r} is a mixture of experts, whose sizes are not computed here: the page shows them."
-        )
     if not memory > 0 or not context > 0:
         raise ValueError(f"memory (bytes) and context (tokens) must be positive; they are {memory!r} and {context!r}.")
     given: dict[str, int | None] = {}
@@ -109,12 +108,15 @@ def which_file(
             given[whole] = (given.get(whole) or 0) + size if size is not None else given.get(whole)
     if not given:
         raise ValueError("None of these names is a file of weights.")
-    count, rest, rows = sum(w.count for w in model_weights(config)), cache_bytes(config, context) + OVERHEAD, []
+    count, rows = sum(w.count for w in model_weights(config)), []
+    rest = {name: cache_bytes(config, context, runtime=name) + OVERHEAD for name in RUNTIMES}
     for name, size in given.items():
         kind, note = format_of_name(name)
         if size is None and kind:
             size = weight_bytes(config, kind, imatrix=imatrix)
-        bits, needs = (None, None) if size is None else (8 * size / count, size + rest)
+        bits, needs = (
+            (None, None) if size is None else (8 * size / count, size + rest[RUNTIMES[name.endswith(".gguf")]])
+        )
         blocks = bits_per_weight(config, kind, imatrix=imatrix) if kind else None
         rows.append(
             {

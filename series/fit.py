@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from helpers.sizes import cache_bytes, model_weights, weight_bytes
+from helpers.architecture import model_weights
+from helpers.sizes import IN_SAFETENSORS, cache_bytes, weight_bytes
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Machine, gb
 from series.models import Checkpoint
 
@@ -32,7 +33,7 @@ def fitting_group(config: Any, wanted: int) -> int:
     Raises:
         ValueError: none of ``GROUP_SIZES`` divides.
     """
-    widths = sorted({w.shape[1] for w in model_weights(config) if w.role == "linear"})
+    widths = sorted({w.inputs for w in model_weights(config) if w.linear})
     for size in GROUP_SIZES:
         if size <= wanted and not any(width % size for width in widths):
             return size
@@ -45,7 +46,7 @@ def fitting_group(config: Any, wanted: int) -> int:
 def users_that_fit(config: Any, kind: str, total: int, context: int) -> int:
     """How many conversations of ``context`` tokens a card of ``total`` bytes holds beside the weights, or 0."""
     room = USABLE * total - weight_bytes(config, kind) - OVERHEAD
-    return max(0, int(room // cache_bytes(config, context)))
+    return max(0, int(room // cache_bytes(config, context, runtime="llama.cpp")))  # which forgets least
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,8 @@ def fit_on(
         whole: bytes of a weight that is not quantized, and of a number in the cache: 4 in float32.
         size: bytes of the weights, where they are known: of a ready-made checkpoint.
     """
-    if not hasattr(config, "num_hidden_layers"):
-        raise ValueError(f"This series takes models of text alone; {config.model_type!r} holds several models in one.")
-    cache = cache_bytes(config, context) * whole // 2
+    runtime = "transformers" if kind in IN_SAFETENSORS else "llama.cpp"
+    cache = cache_bytes(config, context, runtime=runtime, kind="F32" if whole == 4 else "F16")
     gpu, weights = machine.gpu, size or weight_bytes(config, kind, bits, group_size, imatrix=imatrix, whole=whole)
     if where == "memory" or gpu is None:
         free, place = machine.free, "in this machine's memory"

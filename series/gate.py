@@ -11,8 +11,9 @@ import re
 import tempfile
 from typing import Any
 
+from helpers.architecture import kept_by_layers, model_weights, settings_of
 from helpers.prompt import render_prompt
-from helpers.sizes import block_linears, cache_bytes, experts_of, model_weights
+from helpers.sizes import block_linears, experts_of, left_in_16_bits
 from series.console import quiet
 from series.fit import fit_on
 from series.kernel import no_numbers
@@ -51,37 +52,63 @@ def require(checkpoint: Checkpoint, weights: bool = True, loads: dict[str, str] 
         try:
             with quiet(tell=False):
                 config = AutoConfig.from_pretrained(read)
-                rows = next(w.shape[0] for w in model_weights(config) if w.role == "embedding")
+                shapes = built(config)
         except Exception as error:
             said = str(error).strip().split("\n")[0][:300]
             raise ValueError(f"transformers cannot build {source} from its config.json: {said}") from None
-        block_linears(config)
-        require_sums(config)
-        require_tokenizer(read, rows, source)
+        require_tokenizer(read, require_sums(config, shapes), source)
     if weights:
         require_weights(config, headers(checkpoint), source)
     return config
 
 
-def require_sums(config: Any) -> None:
-    """Raise ValueError for a model whose cache is of another kind than this series computes and measures."""
-    kind = config.model_type
-    try:
-        cache_bytes(config, 1)
-    except Exception:  # Gemma 4's layers have heads of several widths, and its configuration refuses to name one
+def built(config: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each parameter, as transformers itself builds the model; nothing is filled."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def require_sums(config: Any, shapes: dict[str, tuple[int, ...]]) -> int:
+    """The rows of the embedding; ValueError where the bytes of a model are not computed here as transformers has them.
+
+    Args:
+        shapes: of the parameters, as transformers builds them.
+    """
+    block_linears(config)
+    kept_by_layers(config)
+    weights = model_weights(config)
+    if {w.name: w.shape for w in weights} != shapes:
+        other = sorted({(w.name, w.shape) for w in weights} ^ {*shapes.items()})[0][0]
         raise ValueError(
-            f"The layers of {kind!r} differ in their heads, so that the bytes of its cache are not computed here. This "
-            "series takes models whose layers are alike; Gemma 2 and 3, Llama, Mistral and Qwen are."
-        ) from None
+            f"transformers builds this {config.model_type!r} otherwise than this series counts it (first difference: "
+            f"{other}), so that its bytes would be wrong here. Please report it with the config.json."
+        )
+    return next(w.shape[0] for w in weights if w.role == "embedding")
 
 
 def no_experts(config: Any) -> None:
-    """Raise ValueError for a mixture of experts, which the techniques of this series do not shrink."""
+    """Raise ValueError for a mixture of experts, where what the notebook makes of one would be wrong."""
     if experts := experts_of(config):
         raise ValueError(
-            f"{config.model_type!r} is a mixture of {experts} experts in a layer. bitsandbytes and torchao leave "
-            "experts in 16 bits, and the bytes of the other formats are not computed here. 01_baseline and 02_sharding "
-            "run it in 16 bits."
+            f"{config.model_type!r} is a mixture of {experts} experts in a layer. gptqmodel's checkpoints of some "
+            "mixtures are loaded wrong by transformers or vLLM, without a word. 05_gguf makes a file of it; "
+            "01_baseline and 02_sharding run it in 16 bits; 12_experts says more."
+        )
+
+
+def tell_what_stays(config: Any, kind: str) -> None:
+    """Say, before the work, which weights of a mixture its library leaves in 16 bits."""
+    if not experts_of(config):
+        return
+    left, all_of_them = left_in_16_bits(config, kind).get("expert", 0), sum(w.count for w in model_weights(config))
+    if left:
+        print(
+            f"{kind} leaves {left / 1e9:,.3g} of {all_of_them / 1e9:,.3g} billion weights in 16 bits: the experts. "
+            "05_gguf shrinks them too, and 12_experts shows how else."
         )
 
 
@@ -96,12 +123,12 @@ def no_states(config: Any) -> None:
 
 def outputs_of(config: Any) -> set[int]:
     """The numbers of outputs that the linear layers of the blocks have."""
-    return {weight.shape[0] for weight in model_weights(config) if weight.role == "linear"}
+    return {weight.shape[0] for weight in model_weights(config) if weight.linear}
 
 
 def longest(config: Any) -> int:
     """Tokens that the model reads at most; ValueError where they are too few for this series."""
-    found = getattr(config, "max_position_embeddings", None) or 10**9
+    found = settings_of(config).get("max_position_embeddings") or 10**9
     if found < 128:
         raise ValueError(
             f"This model reads {found} tokens at most (max_position_embeddings). The prompt of this series and its "
@@ -112,12 +139,7 @@ def longest(config: Any) -> int:
 
 def keeps_a_state(config: Any) -> bool:
     """Whether some layers keep a state instead of a cache of tokens (Mamba, Gated DeltaNet), as in hybrid models."""
-    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
-    settings = config.to_dict()
-    return bool(kinds & {"linear_attention", "mamba", "conv", "recurrent"}) or any(
-        name.startswith(("mamba_", "ssm_", "linear_conv", "hybrid_override")) and value
-        for name, value in settings.items()
-    )
+    return any(layer.kind == "state" for layer in kept_by_layers(config))
 
 
 def require_known(folder: pathlib.Path, source: str, loads: dict[str, str]) -> None:

@@ -113,7 +113,7 @@ def decision_table(folder: str = "notebooks/") -> str:
     methods = ", ".join(
         f"{name} {perplexity / whole - 1:+.1%}" for name, perplexity in LLAMA_2_7B.items() if perplexity != whole
     )
-    long = (weight_bytes(config, "Q4_K_M") + cache_bytes(config, 8192) + OVERHEAD) / 1e9
+    long = (weight_bytes(config, "Q4_K_M") + cache_bytes(config, 8192, runtime="llama.cpp") + OVERHEAD) / 1e9
     rows = [
         (
             "a laptop with 8 GB",

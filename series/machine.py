@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from helpers.architecture import kept_by_layers
 from helpers.files import OVERHEAD
 from helpers.sizes import cache_bytes, weight_bytes
 from series import installed
@@ -112,12 +113,13 @@ class Machine:
             return 0, "no GPU is here"
         if not supported:
             return 0, "this build of llama.cpp knows no GPU; CMAKE_ARGS=-DGGML_CUDA=on compiles one that does"
-        needed = weight_bytes(config, kind) + cache_bytes(config, context)
+        needed = weight_bytes(config, kind) + cache_bytes(config, context, runtime="llama.cpp")
         room = self.gpu.free - OVERHEAD
         if needed <= room:
             return -1, f"the whole model fits on {self.gpu.name}"
-        count = max(0, int(room / needed * config.num_hidden_layers))
-        return count, f"{count} of {config.num_hidden_layers} blocks fit on {self.gpu.name}"
+        layers = len(kept_by_layers(config))
+        count = max(0, int(room / needed * layers))
+        return count, f"{count} of {layers} blocks fit on {self.gpu.name}"
 
     def __str__(self) -> str:
         free = [f"{gb(self.free)} of {gb(self.total)} of memory free", f"{gb(self.disk)} of disk"]

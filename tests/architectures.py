@@ -84,12 +84,44 @@ SHAPES: dict[str, dict[str, Any]] = {
         layer_types=["linear_attention", "full_attention"],
     ),
     "gemma4_text": dict(
-        hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2, head_dim=64
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        vocab_size_per_layer_input=2048,
+        hidden_size_per_layer_input=64,
+    ),
+    "mixtral": dict(
+        hidden_size=256, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4
+    ),
+    "qwen3_moe": dict(
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=256,
+        norm_topk_prob=True,
+    ),
+    "gpt_oss": dict(
+        hidden_size=256,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=64,
     ),
 }
 # A tokenizer of 152,000 tokens takes long to score: only where llama.cpp wants one of the kind.
 BYTE_LEVEL, NO_SYSTEM = ("qwen2", "olmo2"), ("gemma", "gemma2", "gemma3_text")
-TEMPLATE = {kind: "phi3" for kind in ("mistral", "qwen2_moe", "qwen3_5_text", "gemma4_text")} | {
+TEMPLATE = {
+    kind: "phi3" for kind in ("mistral", "qwen2_moe", "qwen3_5_text", "gemma4_text", "mixtral", "qwen3_moe", "gpt_oss")
+} | {
     "qwen3": "phi3",
     "olmo2": "qwen2",
     "gemma2": "gemma",

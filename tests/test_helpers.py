@@ -18,8 +18,9 @@ import torch
 
 import helpers
 from helpers import sizes
+from helpers.architecture import model_weights
 from helpers.files import CAPABILITY, arithmetic
-from helpers.sizes import GGUF_TYPES, ggml_type, linear_bytes, model_weights
+from helpers.sizes import GGUF_TYPES, ggml_type, linear_bytes
 from series import made, notebooks, prepared, quality, record, texts
 from series.artifacts import content_of
 from series.console import quiet
@@ -321,10 +322,11 @@ def test_bytes_are_the_published_ones_and_those_that_were_counted():
     from transformers import AutoConfig, GPT2Config, MistralConfig
 
     zephyr, tiny = MistralConfig(), AutoConfig.from_pretrained(TINY)  # whose defaults are Mistral-7B's, and so Zephyr's
-    linear = [w for w in model_weights(zephyr) if w.role == "linear"]
+    linear = [w for w in model_weights(zephyr) if w.linear]
     assert sum(w.count for w in model_weights(zephyr)) == 7_241_732_096 == helpers.weight_bytes(zephyr) / 2
     assert sum(w.count for w in linear) == 6_979_321_856
-    assert helpers.cache_bytes(zephyr, context=4096, batch=2) == 4096 * 2 * 128 * 1024
+    assert helpers.cache_bytes(zephyr, context=4096, batch=2, runtime="llama.cpp") == 4096 * 2 * 128 * 1024
+    assert helpers.cache_bytes(zephyr, context=9999) == 4095 * 128 * 1024, "Zephyr has a window in transformers"
     # TheBloke/zephyr-7B-beta-GGUF's Q4_K_M has 4.37 GB: three digits, and a header with the vocabulary
     assert helpers.weight_bytes(zephyr, "Q4_K_M") == pytest.approx(4.37e9, rel=0.01)
     exact = {"16-bit": 16, "Q6_K": 6.5625, "Q8_0": 8.5, "AWQ": 4 + 20 / 128}
@@ -526,7 +528,7 @@ def test_which_file_reads_a_page_as_it_is():
         "Some-Model.imatrix.gguf": 5,
         "Q8-Model-IQ4_XS.gguf": 380,
     }
-    rest = helpers.cache_bytes(config, 100) + 1e9
+    rest = helpers.cache_bytes(config, 100, runtime="llama.cpp") + 1e9
     rows = helpers.which_file(page, config, rest + 500, context=100)
     assert [row["format"] for row in rows] == ["Q4_K_M", "IQ4_XS", "?", "Q6_K", "F16"]
     assert [row["bytes"] for row in rows] == [400, 380, 450, 600, 1400]
@@ -546,8 +548,9 @@ def test_which_file_reads_a_page_as_it_is():
             helpers.which_file(["Model-Q8_0.gguf"], config, **wrong)
     from transformers import MixtralConfig
 
-    with pytest.raises(ValueError, match="'mixtral' is a mixture of experts"):
-        helpers.which_file(["Model-Q8_0.gguf"], MixtralConfig(), 1e9)
+    files = ["Mixtral-Q8_0.gguf", "Mixtral-mxfp4.gguf", "Mixtral-bnb-4bit"]
+    rows = {row["format"]: row["bytes"] / 1e9 for row in helpers.which_file(files, MixtralConfig(), 1e11)}
+    assert rows == pytest.approx({"Q8_0": 49.6, "MXFP4_MOE": 25.7, "NF4": 91.4}, abs=0.1)
     with pytest.raises(ValueError, match="None of these names"):
         helpers.which_file(["README.md", "mmproj-F16.gguf"], config, 1e9)
 

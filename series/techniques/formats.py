@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from series import gate
 from series.parameters import one_of
 from series.techniques.base import Technique
+
+if TYPE_CHECKING:
+    from series.lesson import Lesson
 
 SHOWN = ("INT8", "FP8", "NVFP4")
 
@@ -16,7 +19,7 @@ class Formats(Technique):
     library, packages = "torchao", ("torchao", "torch", "transformers")
     settings, makes = ("FORMAT",), "-{FORMAT}"
     parameters = {"FORMAT": one_of(*SHOWN)}
-    refuses, loads = (gate.no_experts,), ("torchao",)
+    loads = ("torchao",)
     imports = ("transformers", "bitsandbytes", "torchao.quantization", "torchao.prototype.mx_formats")
     color, marker = "#8c564b", "P"
     answers = {
@@ -30,6 +33,10 @@ class Formats(Technique):
             "FP8 begins at 8.9, NVFP4 at 10.0; what is only unpacked should have few bytes.",
         ),
     }
+
+    def require(self, lesson: Lesson) -> None:
+        if not lesson.ready:
+            gate.tell_what_stays(lesson.config, self.format_of(lesson.settings))
 
     def ladder(self, model: str) -> list[dict[str, Any]]:
         return [{"FORMAT": kind} for kind in SHOWN]

@@ -29,7 +29,7 @@ class LlamaCpp(Technique):
     packages = ("llama-cpp-python", "gguf", "transformers")
     parameters = {"QUANT_TYPE": one_of(*GGUF_TYPES), "GPU_LAYERS": whole(-1, 1000)}
     where = "memory"
-    refuses = (gate.no_experts, gate.no_states)
+    refuses = (gate.no_states,)
     imports = ("transformers", "llama_cpp")
     marker = "D"
 

@@ -20,7 +20,7 @@ def _dequantized(names: dict[str, Any]) -> Any:
 class Nf4(Technique):
     name, notebook, record, kind = "nf4", "03_nf4", "NF4", "NF4"
     library, packages = "bitsandbytes", ("bitsandbytes", "torch", "transformers", "accelerate")
-    refuses, loads = (gate.no_experts,), ("bitsandbytes",)
+    loads = ("bitsandbytes",)
     imports = ("transformers", "bitsandbytes")
     article, offered = True, ("NF4",)
     color, marker = "#0072b2", "^"
@@ -31,6 +31,8 @@ class Nf4(Technique):
     }
 
     def require(self, lesson: Lesson) -> None:
+        if not lesson.ready:
+            gate.tell_what_stays(lesson.config, self.kind)
         odd = sorted(size for size in gate.outputs_of(lesson.config) if size % 32)
         if odd and not lesson.machine.gpus:
             if importlib.import_module("bitsandbytes").functional.has_avx512bf16():  # where it lays weights out anew

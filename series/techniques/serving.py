@@ -58,8 +58,8 @@ class Serving(Vllm):
     environment = vllm.ENVIRONMENT
     answers = {
         1: (
-            lambda names: 16 * helpers.cache_bytes(names["lesson"].config, names["CONTEXT"]),
-            "One conversation takes cache_bytes(lesson.config, CONTEXT).",
+            lambda names: 16 * helpers.cache_bytes(names["lesson"].config, names["CONTEXT"], runtime="llama.cpp"),
+            'One conversation takes cache_bytes(lesson.config, CONTEXT, runtime="llama.cpp").',
         ),
         2: (lambda names: ["vLLM", "llama.cpp"], "One of the two needs no torch, and starts in a second."),
     }
