@@ -134,8 +134,7 @@ class Lesson:
         self.folder, self._lock = hold(name)
         self.path = str(self.folder / self.base.label)
         technique.require_path(self)
-        source = self.base.fetch() if technique.makes or not self.ready else self.ready.fetch()
-        for said in prepared.prepare(source, pathlib.Path(self.path)):
+        for said in prepared.prepare(technique.source(self), pathlib.Path(self.path)):
             print(said)
         self._require_numbers()
         if self.ready:

@@ -213,7 +213,7 @@ def first_block(path: str | os.PathLike[str], dtype: Any) -> Any:
 
     def wanted(name: str) -> bool:
         number = re.search(r"\blayers\.(\d+)\.", name)
-        return int(number[1]) == 0 if number else "embed" in name
+        return int(number[1]) == 0 if number else "embed" in name or "per_layer" in name
 
     weights: dict[str, Any] = {}
     index = folder / "model.safetensors.index.json"
@@ -227,5 +227,9 @@ def first_block(path: str | os.PathLike[str], dtype: Any) -> Any:
     if not any(re.search(r"\b0\.", name) for name in weights):
         raise ValueError(f"{folder} holds no weights of a first block.")
     with torch.device("meta"):
-        kind = type(AutoModel.from_config(config))
+        hollow = AutoModel.from_config(config)
+    kind, shapes = type(hollow), {name: tuple(part.shape) for name, part in hollow.named_parameters()}
+    for name, tensor in weights.items():  # Gemma 4 has one table for all layers: the first comes first
+        wanted_shape = next((shape for own, shape in shapes.items() if name.endswith(own)), tuple(tensor.shape))
+        weights[name] = tensor[tuple(slice(size) for size in wanted_shape)]
     return kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()

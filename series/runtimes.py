@@ -166,10 +166,10 @@ class LlamaCpp:
         from gguf import GGUFReader
 
         tensors = GGUFReader(self.model.model_path).tensors
-        blocks = [t for t in tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+        blocks = [t for t in tensors if t.name.startswith("blk.") and len(t.shape) > 1 and "gate_inp" not in t.name]
         kinds = {t.name: t.tensor_type.name for t in blocks}
         quantized = sum(kind not in ("F32", "F16", "BF16") for kind in kinds.values())
-        return kinds["blk.0.ffn_up.weight"], quantized, len(kinds)
+        return next(kind for name, kind in kinds.items() if "ffn_up" in name), quantized, len(kinds)
 
 
 class Vllm:

@@ -118,7 +118,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
 }
 # A tokenizer of 152,000 tokens takes long to score: only where llama.cpp wants one of the kind.
-BYTE_LEVEL, NO_SYSTEM = ("qwen2", "olmo2"), ("gemma", "gemma2", "gemma3_text")
+BYTE_LEVEL, NO_SYSTEM = ("qwen2", "olmo2", "qwen3_moe", "gpt_oss"), ("gemma", "gemma2", "gemma3_text")
 TEMPLATE = {
     kind: "phi3" for kind in ("mistral", "qwen2_moe", "qwen3_5_text", "gemma4_text", "mixtral", "qwen3_moe", "gpt_oss")
 } | {

@@ -6,6 +6,7 @@ What is not said there is as it is here.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -118,6 +119,10 @@ class Technique:
 
     def require_path(self, lesson: Lesson) -> None:
         """Refuse a path that its library does not take."""
+
+    def source(self, lesson: Lesson) -> pathlib.Path:
+        """The folder with the model's files, fetched or made."""
+        return lesson.base.fetch() if self.makes or not lesson.ready else lesson.ready.fetch()
 
     def disk(self, lesson: Lesson) -> int:
         """Bytes that the recipe writes."""

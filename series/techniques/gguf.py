@@ -26,11 +26,11 @@ class LlamaCpp(Technique):
     """What makes a GGUF file and runs it with llama.cpp."""
 
     kind, library = "Q4_K_M", "llama.cpp"
-    packages = ("llama-cpp-python", "gguf", "transformers")
+    packages: tuple[str, ...] = ("llama-cpp-python", "gguf", "transformers")
     parameters = {"QUANT_TYPE": one_of(*GGUF_TYPES), "GPU_LAYERS": whole(-1, 1000)}
     where = "memory"
     refuses = (gate.no_states,)
-    imports = ("transformers", "llama_cpp")
+    imports: tuple[str, ...] = ("transformers", "llama_cpp")
     marker = "D"
 
     def imported(self, lesson: Lesson) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from typing import TYPE_CHECKING, Any
 
-from series import fit
+from series import fit, gate
 from series.parameters import whole
 from series.techniques.base import Technique
 
@@ -35,6 +36,14 @@ class Sharding(Technique):
         2: (_shards, "Mind that layer 1 is not layer 10: look for '.layers.1.' with both dots."),
         3: (lambda names: "b", "What lies in ordinary memory travels to the card for each token."),
     }
+
+    def require(self, lesson: Lesson) -> None:
+        if any(re.search(r"\.experts\.\d+\.", name) for name in gate.headers(lesson.base)):
+            raise ValueError(
+                "The files of this mixture hold each expert by itself, and transformers joins them while it loads. "
+                "Accelerate's loader takes the files as they are. 01_baseline loads this model, over several devices "
+                "too."
+            )
 
     def room(self, lesson: Lesson) -> dict[str, Any]:
         fits = fit.fit_on(lesson.machine, lesson.config, "16-bit").fits

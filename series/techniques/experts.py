@@ -1,0 +1,61 @@
+"""12: a mixture of experts, and what of it must fit where."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING
+
+from helpers.sizes import block_linears, bytes_read, experts_of, weight_bytes
+from series import mixture
+from series.parameters import one_of
+from series.techniques.gguf import LlamaCpp
+from series.texts import calibration_texts
+
+if TYPE_CHECKING:
+    from series.lesson import Lesson
+
+
+class Experts(LlamaCpp):
+    name, notebook, record = "experts", "12_experts", "GGUF {QUANT_TYPE}, experts"
+    packages = (*LlamaCpp.packages, "bitsandbytes", "torch")
+    settings, makes = ("QUANT_TYPE",), "-{QUANT_TYPE}.gguf"
+    parameters = LlamaCpp.parameters | {"DTYPE": one_of("bfloat16", "float16", "float32")}
+    imports = ("transformers", "bitsandbytes", "llama_cpp")
+    color, marker = "#e69f00", "X"
+    answers = {
+        1: (
+            lambda names: round(bytes_read(names["qwen"], "Q4_K_M") / 1e9, 1),
+            "bytes_read(qwen, 'Q4_K_M') / 1e9, rounded to one digit.",
+        ),
+        2: (
+            lambda names: [100 * (3 / 4) ** 8, 100 * (1 - (1 - 8 / 128) ** 8)],
+            "An expert is passed over by one token with 1 - k / E, and by n tokens with the n-th power of that.",
+        ),
+        3: (lambda names: "mixture", "Both fit; ask which of them reads fewer bytes for each token."),
+    }
+
+    def decide(self, lesson: Lesson) -> None:
+        if not experts_of(lesson.config):
+            if not mixture.can_become(lesson.config):
+                raise ValueError(
+                    f"12_experts takes a mixture of experts, or a dense model of Llama's or Mistral's kind, of which "
+                    f"it makes one; {lesson.config.model_type!r} is neither. MODEL = 'tiny' serves."
+                )
+            lesson.config = mixture.config_of(lesson.config)
+        lesson.linears = block_linears(lesson.config)
+        super().decide(lesson)
+
+    def source(self, lesson: Lesson) -> pathlib.Path:
+        from transformers import AutoTokenizer
+
+        folder = super().source(lesson)
+        if experts_of(folder):
+            return folder
+        texts = calibration_texts(16, "own", AutoTokenizer.from_pretrained(folder), lesson.model)
+        return mixture.folder_of(folder, lesson.base.identity, texts)
+
+    def disk(self, lesson: Lesson) -> int:
+        return super().disk(lesson) + weight_bytes(lesson.config)
+
+
+TECHNIQUE = Experts()
