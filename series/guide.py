@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from helpers.sizes import bits_per_weight, cache_bytes, weight_bytes
+from helpers.sizes import bits_per_weight, bytes_read, cache_bytes, weight_bytes
 from series.artifacts import ROOT, artifacts_folder
 from series.fit import CARDS, users_that_fit
 from series.machine import OVERHEAD
@@ -28,6 +28,18 @@ LLAMA_3_8B = {
 }
 # 'reordered' takes the important columns first, which gptqmodel does within and between groups (04).
 LLAMA_2_7B = {"16-bit": 5.47, "rounded to nearest": 5.73, "GPTQ": 5.69, "GPTQ, reordered": 5.63, "AWQ": 5.60}
+
+QWEN3_30B = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "vocab_size": 151936,
+}
 
 
 def read_speed(name: str) -> dict[str, Any]:
@@ -127,6 +139,13 @@ def decision_table(folder: str = "notebooks/") -> str:
             "a laptop or Mac with 16 GB",
             f"{link('GGUF, Q6_K or Q8_0', '05_gguf')}, llama.cpp",
             f"{size('Q6_K')} or {size('Q8_0')}. Q6_K: {worse('Q6_K')}. Slower than Q4_K_M: there is more to read",
+        ),
+        (
+            "a desktop or laptop with 32 GB or more, and a small card or none, one user",
+            f"a {link('mixture of experts', '12_experts')} in GGUF, llama.cpp",
+            f"Another model: Qwen3-30B-A3B has {weight_bytes(QWEN3_30B, 'Q4_K_M') / 1e9:.1f} GB in Q4_K_M, of which a "
+            f"token reads {bytes_read(QWEN3_30B, 'Q4_K_M') / 1e9:.1f}; `--n-cpu-moe` keeps experts in ordinary memory. "
+            "Neither its quality nor its speed was measured here",
         ),
         (
             "a T4 (Colab) or a card with 8 to 16 GB, one user",

@@ -48,7 +48,7 @@ NEEDS = {
     "09_serving": ("05_gguf", "06_awq"),
 }
 # The longest first, and what others wait for.
-FIRST = ("01", "00", "06", "05", "04", "09", "10", "08", "11", "03", "02", "07")
+FIRST = ("01", "00", "06", "05", "04", "09", "12", "10", "08", "11", "03", "02", "07")
 WORKERS = 2
 GGUF_OF_SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
 # All other notebooks with it: GPTQ and AWQ look at a few documents only, and the exam has a quarter of its questions.
@@ -58,6 +58,7 @@ REAL = {
     "10_which_file": {"CALIBRATION_TEXTS": 4},
     "04_gptq": {"CALIBRATION_TEXTS": 4},
     "11_newer_formats": {},
+    "12_experts": {},
     "03_nf4": {},
     "02_sharding": {},
     "07_comparison": {},
@@ -89,6 +90,8 @@ FAULTS = [
     ("06_awq", "fold", "(one + original) / s - one", "(one + original) * s - one", "fold"),
     ("10_which_file", "pack", "s[4:] >> 4 << 6", "s[4:] >> 4 << 5", "same"),
     ("10_which_file", "pack", "(importance * np.sqrt(", "(np.sqrt(", "same"),
+    ("12_experts", "by-hand", "scores.topk(chosen)", "(-scores).topk(chosen)", "by-hand"),
+    ("12_experts", "by-hand", "weights / weights.sum(-1, keepdim=True)", "weights", "by-hand"),
     ("11_newer_formats", "rebuild", "- 1.0 - 2)", "- 1.0 - 1)", "same"),
     ("11_newer_formats", "rebuild", "/ (448 * 6)", "/ 448", "same"),
     ("08_original_stack", "word", 'part["scales"][groups].half()', 'part["scales"][groups - 1].half()', "word"),
@@ -264,7 +267,10 @@ for line in sys.stdin.read().splitlines():
 
 def words_of(stem: str) -> list[str]:
     """The arguments of a program of recipes/, for `tiny`."""
-    row, words = BY_NOTEBOOK[stem], ["--model", str(TINY)]
+    row, model = BY_NOTEBOOK[stem], TINY
+    if row.name == "experts":  # the mixture that its notebook has made of it
+        model = next(artifacts_folder().glob("mixture-tiny-zephyr-*"))
+    words = ["--model", str(model)]
     words += ["--texts", "2"] if row.calibrates else []
     return words + (["--converter", str(llama_cpp_converter())] if row.library == "llama.cpp" else [])
 
@@ -317,7 +323,10 @@ def notebook_tasks(stems: list[str], folder: pathlib.Path) -> dict[str, Task]:
 
 def program_tasks(stems: list[str]) -> dict[str, Task]:
     others = [stem for stem in stems if stem not in ALONE]
-    return {"programs": Task(copied, (others,)), "06_awq, as a program": Task(copied, ([*ALONE],), ("06_awq",))}
+    return {
+        "programs": Task(copied, (others,), ("12_experts",)),
+        "06_awq, as a program": Task(copied, ([*ALONE],), ("06_awq",)),
+    }
 
 
 def serving_task() -> dict[str, Task]:

@@ -29,6 +29,7 @@ LAYERS = {
     "nf4": {"Linear4bit"},
     "gguf": {"Q4_K"},
     "imatrix": {"Q4_K"},
+    "experts": {"Q4_K"},
     "formats": {"Float8Tensor"},
     "gptq": {"TorchAtenLinear", "TorchLinear", "MarlinLinear", "TritonV2Linear"},
 }
@@ -45,6 +46,8 @@ BYTES = {
     "awq": LINEAR * (4 + 20 / 128) / 8 + OUTSIDE,
     "imatrix": 5_470_208,
     "formats": LINEAR + 4 * OUTPUTS + OUTSIDE,
+    # the file of 05, three more copies of its feed-forward, and a router of 4 x 256 in 32 bits in each of 8 layers
+    "experts": 16_902_272,
 }
 # How much more the running weights may take: bitsandbytes on processors with bfloat16 instructions keeps 16 bits of
 # absmax (1.0 %), gptqmodel's kernel for processors widens the zero points (6.7 %), vLLM has a table of positions
@@ -130,7 +133,7 @@ def test_the_checkpoint_says_what_made_it(executed, artifacts, stem):
         shards = list(newest("sharding-tiny-zephyr-*").glob("*-shards/*.safetensors"))
         assert len(shards) > 4 and max(f.stat().st_size for f in shards) < 17_834_496 / 4 + 10_000  # and a header
         return
-    if stem in ("05_gguf", "10_which_file"):  # float16 would cut what bfloat16 can hold
+    if stem in ("05_gguf", "10_which_file", "12_experts"):  # float16 would cut what bfloat16 can hold
         full = newest(f"{BY_NOTEBOOK[stem].name}-tiny-zephyr-*/*BF16.gguf")
         assert {tensor.tensor_type.name for tensor in GGUFReader(full).tensors} == {"BF16", "F32"}
         return
@@ -196,6 +199,16 @@ SAID = [  # notebook, cell, pattern, the numbers, how close
     ("10_which_file", "header", r"entries_count +(56)\n", (), 0),
     ("10_which_file", "same", r"(?s)(?:bytes: (?:100|9\d)%.*){4}", (), 0),
     ("10_which_file", "table", r"Llama-3.1-8B-Q4_K_M.gguf +yes +4\.80 +(4\.89) +4\.91", (), 0),
+    # 8 layers of four experts of 3 matrices, in 16 bits; and the four bits of 4 matrices in each of 8 blocks
+    ("12_experts", "count", rf"bits': {NUMBER} MB\nexperts: {NUMBER} MB, in torch.bfloat16, 3 dim", (53.2, 50.3), 5e-3),
+    ("12_experts", "by-hand", rf"difference from the library's output {NUMBER}%", (0.1,), 10),
+    ("12_experts", "routing", rf"{NUMBER} choices in a layer", (2 * 16 * 256,), 0),
+    ("12_experts", "three", r"Qwen3-30B-A3B, Q4_K_M +(18\.6 +1\.9 )", (), 0),
+    ("12_experts", "three", r"Qwen3-14B \(dense\), Q4_K_M +(9\.0 +8\.6 +8\.6)", (), 0),
+    ("12_experts", "where", r"gpt-oss-20b, MXFP4 8 GB +(14 of 24)", (), 0),
+    ("12_experts", "where", r"T4, 16 GB +(14 of 48)", (), 0),
+    ("12_experts", "names", r"F16 +(13\.8 +61\.1)(?s:.*)Q2_K +11\.5 +11\.3", (), 0),
+    ("12_experts", "same", r"(4) equal experts; largest difference of the logits, in 32 bits: [1-9]e-0[3-6]", (), 0),
     ("11_newer_formats", "inside", r"(float8_e4m3fn)", (), 0),
     (
         "11_newer_formats",
@@ -272,6 +285,22 @@ def test_the_importance_matrix_helps_and_its_table_says_by_how_much(executed, st
     found = re.findall(r"alike ([\d.e-]+), by importance ([\d.e-]+)", printed(cell(executed(stem), "error")))
     (alike, weighted), (alike_with, weighted_with) = (map(float, pair) for pair in found)
     assert alike_with > alike and weighted_with < 0.9 * weighted, "what exercise 1 says"
+
+
+@pytest.mark.parametrize("stem", ["12_experts"])
+def test_what_12_says_of_four_bits(executed, stem):
+    """The table under the measure: what was hardly touched is nearest, and what has shrunk has a third of the bytes."""
+    table = printed(cell(executed(stem), "formats"))
+    rows = re.findall(rf"(NF4|Q4_K_M|MXFP4)\S*.*? {NUMBER} +{NUMBER} ± {NUMBER}", table)
+    found = {name: [*map(float, row)] for name, *row in rows}
+    assert found["NF4"][0] > 0.9 * 55.6 and max(found["Q4_K_M"][0], found["MXFP4"][0]) < 0.32 * 55.6
+    assert found["NF4"][1] < found["Q4_K_M"][1] < found["MXFP4"][1] and all(
+        row[2] < row[1] / 3 for row in found.values()
+    )
+    rarest, most = re.findall(
+        rf"got {NUMBER} of them, the most frequent {NUMBER}", printed(cell(executed(stem), "routing"))
+    )[0]
+    assert 0 < float(rarest.replace(",", "")) < 2048 < float(most.replace(",", "")), "even use would be 2,048"
 
 
 @pytest.mark.parametrize("stem", ["11_newer_formats"])
