@@ -73,7 +73,13 @@ def format_of_name(name: str) -> tuple[str | None, str]:
 
 
 def which_file(
-    names: Iterable[str] | Mapping[str, int], config: Any, memory: float, context: int = 4096, imatrix: bool = True
+    names: Iterable[str] | Mapping[str, int],
+    config: Any,
+    memory: float,
+    context: int = 4096,
+    imatrix: bool = True,
+    users: int = 1,
+    cache: str = "F16",
 ) -> list[dict[str, Any]]:
     """Rank what a model's page offers for a machine: what fits first, the most bits in the blocks first among those.
 
@@ -87,6 +93,8 @@ def which_file(
         memory: bytes that are free for it, on the GPU or in RAM.
         context: tokens that the key-value cache must hold.
         imatrix: whether GGUF files were made with an importance matrix, as most of today are.
+        users: conversations at once, each of ``context`` tokens.
+        cache: the type of keys and values in llama.cpp, one of ``helpers.sizes.GGML_BITS``.
 
     Returns:
         A row for each: ``name``, ``format``, ``blocks`` (bits per weight in the blocks, None where the format is not
@@ -95,10 +103,11 @@ def which_file(
         ``fits`` is False.
 
     Raises:
-        ValueError: ``memory`` or ``context`` is no positive number, or no name is left.
+        ValueError: ``memory``, ``context`` or ``users`` is no positive number, or no name is left.
     """
-    if not memory > 0 or not context > 0:
-        raise ValueError(f"memory (bytes) and context (tokens) must be positive; they are {memory!r} and {context!r}.")
+    if not memory > 0 or not context > 0 or not users > 0:
+        found = f"{memory!r}, {context!r} and {users!r}"
+        raise ValueError(f"memory (bytes), context (tokens) and users must be positive; they are {found}.")
     given: dict[str, int | None] = {}
     for name in names:
         beside = re.search(r"mmproj|\.(md|json|txt|dat|jinja|png)$", name, flags=re.I)
@@ -109,7 +118,8 @@ def which_file(
     if not given:
         raise ValueError("None of these names is a file of weights.")
     count, rows = sum(w.count for w in model_weights(config)), []
-    rest = {name: cache_bytes(config, context, runtime=name) + OVERHEAD for name in RUNTIMES}
+    types = {"transformers": "F16", "llama.cpp": cache}
+    rest = {name: cache_bytes(config, context, users, name, types[name]) + OVERHEAD for name in RUNTIMES}
     for name, size in given.items():
         kind, note = format_of_name(name)
         if size is None and kind:

@@ -35,6 +35,7 @@ QWEN3_30B = {
     "num_hidden_layers": 48,
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
+    "head_dim": 128,
     "num_experts": 128,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 768,

@@ -66,7 +66,9 @@ def code_digest(*sources: str) -> str:
 @functools.cache
 def _machinery(root: pathlib.Path) -> str:
     """What the code of the series does, all but ``DECIDES_NOTHING``."""
-    files = sorted(file for top in ("helpers", "series") for file in (root / top).rglob("*.py"))
+    files = sorted(
+        file for top in ("helpers", "series") for file in (root / top).rglob("*") if file.suffix in (".py", ".json")
+    )
     wanted = [file for file in files if file.relative_to(root).as_posix() not in DECIDES_NOTHING]
     return code_digest(*(file.read_text(encoding="utf-8") for file in wanted))
 

@@ -197,6 +197,29 @@ def test_a_window_that_llama_cpp_does_not_apply_is_told_before_the_work(tmp_path
     begun("gguf", "05_gguf", make_model("mistral", tmp_path / "wide", sliding_window=4096))
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_12_makes_a_mixture_of_a_dense_model_and_takes_another_as_it_is(tmp_path, artifacts, capsys, kind):
+    """And what is made of a folder changes nothing in it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = make_model(kind, tmp_path / "model")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    lesson = begun("experts", "12_experts", folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    made = "a mixture of 4 experts is made of it" in capsys.readouterr().out
+    assert made == (kind == "llama") and lesson.config.model_type == "mixtral"
+    ids = torch.arange(3, 40)[None]
+    mixed, plain = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32) for p in (lesson.path, folder))
+    with torch.no_grad():
+        assert torch.allclose(mixed(ids).logits, plain(ids).logits, atol=1e-3), "the same function"
+        routed = mixed(ids, output_router_logits=True).router_logits
+    assert len({int(row) for scores in routed for row in scores.argmax(1)}) > 1, "more than one expert is chosen"
+    lesson.close()
+    again = begun("experts", "12_experts", folder)
+    assert "is made of it" not in capsys.readouterr().out and again.path == lesson.path
+
+
 @pytest.mark.parametrize(("technique", "notebook"), [("nf4", "03_nf4"), ("formats", "11_newer_formats")])
 def test_what_a_library_leaves_in_16_bits_is_told_before_the_work(tmp_path, artifacts, capsys, technique, notebook):
     folder = make_model("mixtral", tmp_path / "model")
@@ -209,6 +232,8 @@ def test_what_a_library_leaves_in_16_bits_is_told_before_the_work(tmp_path, arti
     ("kind", "technique", "notebook", "sentence"),
     [
         ("qwen2_moe", "gptq", "04_gptq", "mixture of 4 experts.*loaded wrong by transformers"),
+        ("mixtral", "sharding", "02_sharding", "files of this mixture hold each expert by itself"),
+        ("gemma", "experts", "12_experts", "'gemma' is neither"),
         ("qwen3_5_text", "gguf", "05_gguf", "keep a state and no cache"),
         ("qwen3_5_text", "gptq", "04_gptq", "keep a state and no cache"),
     ],
