@@ -110,8 +110,9 @@ def text_part(config: Any) -> dict[str, Any]:
     outer = found
     for name in TEXT:
         if isinstance(inner := found.get(name), dict):
-            missing = {k: found[k] for k in ("tie_word_embeddings", "quantization_config") if k in found}
-            found = missing | {"model_type": PARENTS.get(found.get("model_type", ""), "")} | inner
+            tied = {k: found[k] for k in ("tie_word_embeddings",) if k in found}  # the whole model decides this
+            made = {k: found[k] for k in ("quantization_config",) if k in found}
+            found = made | {"model_type": PARENTS.get(found.get("model_type", ""), "")} | inner | tied
             break
     kind = found.get("model_type")
     if not kind:

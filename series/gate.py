@@ -14,6 +14,7 @@ from typing import Any
 from helpers.architecture import kept_by_layers, model_weights, settings_of
 from helpers.prompt import render_prompt
 from helpers.sizes import block_linears, experts_of, left_in_16_bits
+from series import multimodal
 from series.console import quiet
 from series.fit import fit_on
 from series.kernel import no_numbers
@@ -58,7 +59,15 @@ def require(checkpoint: Checkpoint, weights: bool = True, loads: dict[str, str] 
             raise ValueError(f"transformers cannot build {source} from its config.json: {said}") from None
         require_tokenizer(read, require_sums(config, shapes), source)
     if weights:
-        require_weights(config, headers(checkpoint), source)
+        tensors, whole = headers(checkpoint), read_json(folder / "config.json")
+        if others := [name.partition("_")[0] for name in multimodal.OTHERS if whole.get(name)]:
+            text = multimodal.renamed(tensors)
+            print(
+                f"{source} reads more than text: its language model is taken, {len(text)} tensors; "
+                f"{len(tensors) - len(text)} others ({', '.join(others)}) are left out"
+            )
+            tensors = text
+        require_weights(config, tensors, source)
     return config
 
 
@@ -148,7 +157,7 @@ def require_known(folder: pathlib.Path, source: str, loads: dict[str, str]) -> N
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    settings = read_json(folder / "config.json")
+    settings = multimodal.text_settings(read_json(folder / "config.json"))
     kind, code = settings.get("model_type"), settings.get("auto_map")
     if made := settings.get("quantization_config") or settings.get("compression_config"):
         method = made.get("quant_method", "an unnamed method")
@@ -178,11 +187,6 @@ def require_known(folder: pathlib.Path, source: str, loads: dict[str, str]) -> N
             f"{source} is a {wanted[0]} (architectures in config.json), and writes no text: transformers would leave "
             "out what it was trained for, and make up a head or take the embedding for one. Choose one whose class "
             "ends with ForCausalLM."
-        )
-    if other := [name for name in ("vision_config", "audio_config") if settings.get(name)]:
-        raise ValueError(
-            f"{source} reads more than text ({', '.join(other)}). This series takes models of text alone: choose its "
-            "text-only version, whose class in config.json ends with ForCausalLM."
         )
 
 

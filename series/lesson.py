@@ -12,7 +12,7 @@ from typing import Any
 
 from helpers.sizes import block_linears
 from series import fit as fits
-from series import gate, kernel, made, measure, models, prepared, ready, surroundings, techniques
+from series import gate, kernel, made, measure, models, multimodal, prepared, ready, surroundings, techniques
 from series.artifacts import artifacts_folder, disk_bytes, hold, remembered, require_disk
 from series.console import errors_alone, quiet
 from series.machine import this_machine, versions_of
@@ -134,7 +134,8 @@ class Lesson:
         self.folder, self._lock = hold(name)
         self.path = str(self.folder / self.base.label)
         technique.require_path(self)
-        for said in prepared.prepare(technique.source(self), pathlib.Path(self.path)):
+        source = multimodal.text_only(technique.source(self), self.base.identity)
+        for said in prepared.prepare(source, pathlib.Path(self.path)):
             print(said)
         self._require_numbers()
         if self.ready:

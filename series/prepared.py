@@ -11,6 +11,7 @@ import shutil
 from typing import Any
 
 from series.models import read_json, weight_files
+from series.multimodal import text_settings
 
 OF_2023 = importlib.util.find_spec("auto_gptq") is not None  # in the environment of 08, with transformers 4.45
 BROKEN = (Exception,)  # a template is a program, and may fail in any way
@@ -53,7 +54,7 @@ def as_it_is_read(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
     for file in source.iterdir():
         if file.is_file() and file.suffix in (".json", ".model", ".jinja", ".txt") and file.name[:8] != "adapter_":
             (target / file.name).symlink_to(file.resolve())
-    settings, _ = usable(read_json(target / "config.json"))
+    settings, _ = usable(text_settings(read_json(target / "config.json")))
     _rewrite(target / "config.json", {k: v for k, v in settings.items() if "attn_implementation" not in k})
     _tokenizer(target)
     return target
