@@ -124,7 +124,14 @@ class Lesson:
         make, kind = technique.calibrates and not self.ready, technique.format_of(self.settings)
         fetched = self.ready.checkpoint if self.ready else self.base
         more["size"] = self.ready.size if self.ready else None
-        found = fits.preflight(self.machine, self.config, kind, fetched, make=make, offers=techniques.offers, **more)
+        try:
+            found = fits.preflight(
+                self.machine, self.config, kind, fetched, make=make, offers=techniques.offers, **more
+            )
+        except MemoryError as error:
+            free = self.machine.gpu.free if self.machine.gpu else self.machine.free
+            there = "" if self.ready else ready.on_the_hub(self.base, self.config, free, techniques.LOADS)
+            raise MemoryError(f"{error}{there}") from None
         technique.require_room(self)
         return found
 

@@ -233,7 +233,7 @@ def listing(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, int], set[str
 
     wanted = dict(repo_id=checkpoint.source, allow_patterns=[*checkpoint.patterns])
     try:
-        if _offline():
+        if offline():
             raise ConnectionError("HF_HUB_OFFLINE is set")
         commit = HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5).sha
         files = snapshot_download(revision=commit, dry_run=True, **wanted)
@@ -264,7 +264,7 @@ def on_hub(checkpoint: Checkpoint) -> Checkpoint:
         here = pathlib.Path(snapshot_download(revision=checkpoint.revision, local_files_only=True, **wanted))
     if here is not None and is_whole(here, checkpoint):
         return replace(checkpoint, revision=here.name)
-    if _offline():
+    if offline():
         raise ConnectionError(f"{checkpoint.source} is {nowhere}, and HF_HUB_OFFLINE is set. {ADVICE}")
     try:
         commit = HfApi().model_info(checkpoint.source, revision=checkpoint.revision, timeout=5).sha
@@ -312,7 +312,8 @@ def _refused(error: Exception, checkpoint: Checkpoint, nowhere: str) -> Exceptio
     return ConnectionError(f"{source} is {nowhere}, and the hub cannot be reached ({why}). {ADVICE}")
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """Whether the hub must not be asked."""
     return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
 
 

@@ -7,9 +7,19 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from helpers.files import PART, format_of_name
+from helpers.files import PART, format_of_name, which_file
 from series.machine import gb
-from series.models import BESIDE_WEIGHTS, WEIGHTS, Checkpoint, address, from_hub, listing, read_json, weight_files
+from series.models import (
+    BESIDE_WEIGHTS,
+    WEIGHTS,
+    Checkpoint,
+    address,
+    from_hub,
+    listing,
+    offline,
+    read_json,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from series.lesson import Lesson
@@ -17,6 +27,7 @@ if TYPE_CHECKING:
 
 # What torchao's configuration calls a format -> what this series calls it.
 OF_TORCHAO = {"Int8WeightOnlyConfig": "INT8", "Float8WeightOnlyConfig": "FP8", "NVFP4WeightOnlyConfig": "NVFP4"}
+SEARCHED = 10  # repositories that are looked into
 BESIDE = ("mmproj", "imatrix")  # files in GGUF that hold no language model
 ALIKE = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
 
@@ -103,6 +114,48 @@ def find(text: str, technique: Technique, loads: dict[str, str], settings: dict[
     return Ready(
         checkpoint, method, found, sum(sizes[name] for name in heavy), (*heavy,) if "QUANT_TYPE" in made else ()
     )
+
+
+def on_the_hub(base: Checkpoint, config: Any, free: int, loads: dict[str, str]) -> str:
+    """A sentence on what others have made of a model and put on the hub, the finest that fit first.
+
+    Args:
+        base: the 16-bit model.
+        free: bytes for it.
+        loads: method -> the notebook that loads it.
+
+    Returns:
+        '' where the hub cannot be asked, or has nothing that fits and that a notebook here loads.
+    """
+    if base.is_local or offline():
+        return ""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    sizes: dict[str, int] = {}
+    notebooks: dict[str, str] = {}
+    try:
+        for found in api.list_models(filter=f"base_model:quantized:{base.source}", sort="downloads", limit=SEARCHED):
+            info = api.model_info(found.id, files_metadata=True, timeout=5)
+            files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+            ggufs = {n: s for n, s in files.items() if n.endswith(".gguf") and not any(w in n.lower() for w in BESIDE)}
+            method = ((info.config or {}).get("quantization_config") or {}).get("quant_method", "")
+            if ggufs:
+                sizes |= {f"{found.id}:{name}": size for name, size in ggufs.items()}
+            elif method in loads:
+                sizes[found.id] = sum(size for name, size in files.items() if name.endswith(".safetensors"))
+                notebooks[found.id] = loads[method]
+        rows = [row for row in which_file(sizes, config, free) if row["fits"] and row["format"] != "?"]
+    except Exception:  # a search is a service, and no condition
+        return ""
+    told: dict[str, str] = {}  # one of each repository
+    for row in rows:
+        name = row["name"].partition(":")[0]
+        told.setdefault(
+            name, f"READY = {row['name']!r} ({gb(row['bytes'])}, {notebooks.get(name, loads.get('gguf', ''))})"
+        )
+    best = "; ".join([*told.values()][:3])
+    return f" The hub has of it, the finest that fit first: {best}. None is taken by itself." if best else ""
 
 
 def _require_method(method: str, methods: tuple[str, ...], loads: dict[str, str], text: str) -> None:

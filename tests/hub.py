@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator
 
 from execution import ROOT
@@ -32,8 +33,11 @@ def serve(
     for folder in folders:
         files = sorted(folder.iterdir())
         commit = hashlib.sha1(repr([(file.name, file.read_bytes()) for file in files]).encode()).hexdigest()
-        siblings = [{"rfilename": file.name} for file in files]
+        siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in files]
         listings[folder.name] = {"id": f"some/{folder.name}", "sha": commit, "siblings": siblings}
+        if (folder / "config.json").is_file():  # of which the hub repeats a part
+            made = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+            listings[folder.name]["config"] = {"quantization_config": made} if made else {}
         sizes = {file.name: file.stat().st_size for file in files}
         trees[folder.name] = [{"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()]
     by_name = {folder.name: folder for folder in folders}
@@ -46,6 +50,9 @@ def serve(
                     self.send_header(key, value)
                 return self.end_headers()
             path = self.path.partition("?")[0]
+            if path == "/api/models":  # the search: all models here but the one that is asked for
+                asked = urllib.parse.unquote(self.path).partition("base_model:quantized:some/")[2].partition("&")[0]
+                return self.answer(json.dumps([found for name, found in listings.items() if name != asked]).encode())
             model, name = path.partition("some/")[2].partition("/")[0], path.rpartition("/")[2]
             if model not in by_name:
                 return self.send_error(404)
@@ -64,8 +71,11 @@ def serve(
                     body = body[first : last + 1]
                 if self.command == "GET":
                     sent.append((name, len(body)))
+            self.answer(body, status, headers)
+
+        def answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":

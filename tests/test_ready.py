@@ -166,6 +166,48 @@ def test_what_a_published_checkpoint_has_is_not_changed_behind_the_readers_back(
         ready.decide(made, lesson)
 
 
+SMALL_MACHINE = """
+import contextlib, dataclasses, io
+from series import lesson, start
+from series.machine import this_machine
+from series.notebooks import default_parameters
+
+lesson.this_machine = lambda: dataclasses.replace(this_machine(), free={free}, gpus=())
+given = default_parameters("{notebook}") | {{"MODEL": "some/model"}}
+with contextlib.redirect_stdout(io.StringIO()):
+    start("{technique}", given)
+"""
+
+
+def test_a_refusal_names_what_the_hub_has_of_the_model(tmp_path):
+    """By what fits, with its size, and with the notebook that loads it; nothing is fetched for it."""
+    model = make_model("llama", tmp_path / "model", intermediate_size=2048)
+    config = json.loads((model / "config.json").read_text())
+    gguf, gptq, other = (tmp_path / name for name in ("model-GGUF", "model-GPTQ", "model-FP8"))
+    for folder in (gguf, gptq, other):
+        folder.mkdir()
+    for kind, size in {"Q8_0": 900, "Q4_K_M": 500, "F16": 5 * 10**6}.items():
+        (gguf / f"model-{kind}.gguf").write_bytes(bytes(size))
+    (gguf / "mmproj-F16.gguf").write_bytes(bytes(10))
+    for folder, method in ((gptq, "gptq"), (other, "nobodys")):
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+        (folder / "model.safetensors").write_bytes(bytes(700))
+    code = SMALL_MACHINE.format(free=10**9 + 5_900_000, notebook="04_gptq", technique="gptq")
+    with hub.serve(model, gguf, gptq, other) as (there, sent):
+        (said,) = hub.ask(there, tmp_path / "cache", code)
+        fetched = {name for name, _ in sent}
+    assert said.startswith("MemoryError: ") and "with READY" in said
+    found = said.partition("The hub has of it, the finest that fit first: ")[2]
+    assert re.fullmatch(
+        r"READY = 'some/model-GGUF:model-Q8_0.gguf' \(.*, 05_gguf\); READY = 'some/model-GPTQ' "
+        r"\(.*, 04_gptq\)\. None is taken by itself\.",
+        found,
+    ), said
+    assert not {name for name in fetched if name.endswith((".gguf", ".safetensors"))} - {"model.safetensors"}
+    (alone,) = hub.ask("http://127.0.0.1:9", tmp_path / "cache", code)
+    assert "The hub has" not in alone, "and without a hub the refusal is as it was"
+
+
 ENDS = {"03_nf4": "nf4", "04_gptq": "gptq", "05_gguf": "Q4_K_M.gguf", "06_awq": "awq", "11_newer_formats": "FP8"}
 
 
