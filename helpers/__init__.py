@@ -7,7 +7,15 @@ from helpers.exercise import check
 from helpers.files import which_file
 from helpers.memory import clear_cache, tensor_bytes
 from helpers.prompt import MESSAGES, render_prompt
-from helpers.sizes import bits_per_weight, block_linears, bytes_read, cache_bytes, distinct_experts, weight_bytes
+from helpers.sizes import (
+    bits_per_weight,
+    block_linears,
+    bytes_read,
+    cache_bytes,
+    distinct_experts,
+    experts_in_memory,
+    weight_bytes,
+)
 
 __all__ = [
     "MESSAGES",
@@ -18,6 +26,7 @@ __all__ = [
     "check",
     "clear_cache",
     "distinct_experts",
+    "experts_in_memory",
     "render_prompt",
     "tensor_bytes",
     "weight_bytes",

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from helpers.architecture import model_weights
-from helpers.sizes import GGUF_TYPES, LARGE_ENDS, OF_EXPERTS, RUNTIMES, bits_per_weight, cache_bytes, weight_bytes
+from helpers.sizes import (
+    GGUF_TYPES,
+    LARGE_ENDS,
+    OF_EXPERTS,
+    OVERHEAD,
+    RUNTIMES,
+    bits_per_weight,
+    cache_bytes,
+    weight_bytes,
+)
 
 # What publishers write -> the format, as ``weight_bytes`` knows it. The longest are tried first.
 NAMES = {name: name for name in (*GGUF_TYPES, *LARGE_ENDS, OF_EXPERTS)} | {
@@ -36,9 +45,6 @@ CAPABILITY = {
     "MXFP4": ((8.0, 99), (10.0, 99)),
     "NVFP4": ((7.5, 99), (10.0, 99)),
 }
-# Bytes beside weights and cache: the libraries, the GPU's context, activations. A round figure above what we measured:
-# 0.72 GB for CUDA's context with cuBLAS on an H100, and what 07_comparison prints for a processor.
-OVERHEAD = 1_000_000_000
 PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
 

@@ -80,6 +80,9 @@ IN_SAFETENSORS = ("16-bit", "INT8", "FP8", "NVFP4", "MXFP4", "NF4", "GPTQ", "AWQ
 FORMATS = (*IN_SAFETENSORS, *GGUF_TYPES, *LARGE_ENDS, OF_EXPERTS)
 
 
+# Bytes beside weights and cache: the libraries, the GPU's context, activations. A round figure above what we measured:
+# 0.72 GB for CUDA's context with cuBLAS on an H100, and what 07_comparison prints for a processor.
+OVERHEAD = 1_000_000_000
 # In these formats bitsandbytes and torchao leave experts as they are: tensors of three dimensions, no linear layers.
 LEAVE_EXPERTS = ("NF4", "INT8", "FP8", "NVFP4")
 # The families in which llama.cpp keeps a window's tokens alone; of the others, Mistral among them, it keeps all.
@@ -388,6 +391,30 @@ def bytes_read(config: Any, kind: str = "16-bit", users: int = 1, **settings: An
         part = users / weight.shape[0] if is_table else share if weight.role == "expert" else 1
         total += min(part, 1) * how.bytes_of(weight)
     return round(total)
+
+
+def experts_in_memory(config: Any, kind: str, room: float, context: int = 4096) -> tuple[int, int, int]:
+    """How many layers' experts must stay in ordinary memory, so that all else fits on a card: llama.cpp's --n-cpu-moe.
+
+    Args:
+        kind: the format, such as 'Q4_K_M'.
+        room: bytes of the card; the cache and 1 GB for the libraries are counted too.
+
+    Returns:
+        The layers, bytes on the card, and bytes of experts in memory. Where all experts are there and it still does
+        not fit, the bytes on the card are more than ``room``.
+    """
+    how, weights = Format(config, kind), model_weights(config)
+    experts = [how.bytes_of(w) for w in weights if w.role == "expert"]
+    layers = len(experts) // 2  # a layer has two stacks
+    rest = sum(map(how.bytes_of, weights)) - sum(experts)
+    rest += cache_bytes(config, context, runtime="llama.cpp") + OVERHEAD
+    for count in range(layers + 1):
+        in_memory = sum(experts[: 2 * count])  # of the first layers
+        on_card = rest + sum(experts) - in_memory
+        if on_card <= room:
+            break
+    return count, round(on_card), round(in_memory)
 
 
 def cache_bytes(config: Any, context: int, batch: int = 1, runtime: str = "transformers", kind: str = "F16") -> int:

@@ -12,7 +12,7 @@ from execution import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import defaults  # noqa: E402
-from helpers import bytes_read, cache_bytes, distinct_experts, weight_bytes  # noqa: E402
+from helpers import bytes_read, cache_bytes, distinct_experts, experts_in_memory, weight_bytes  # noqa: E402
 from helpers.architecture import FAMILIES, kept_by_layers, model_weights  # noqa: E402
 from helpers.sizes import left_in_16_bits  # noqa: E402
 
@@ -218,6 +218,17 @@ def test_the_figures_that_were_wrong():
     assert left_in_16_bits(moe, "NF4")["expert"] == 48 * 128 * 3 * 768 * 2048
     assert bytes_read(moe) == pytest.approx(2 * 3.35e9 - 2 * 151_936 * 2048, rel=0.02), "3.3 billion are active"
     assert [round(distinct_experts(moe, users)) for users in (1, 5, 8, 32)] == [8, 35, 52, 112]
+
+
+def test_experts_wait_in_memory_as_far_as_they_must():
+    moe = PUBLISHED["configs"]["Qwen3-30B-A3B"]
+    whole = weight_bytes(moe, "Q4_K_M") + cache_bytes(moe, 8192, runtime="llama.cpp") + 1e9
+    assert experts_in_memory(moe, "Q4_K_M", 1e12, 8192) == (0, whole, 0)
+    layers, on_card, in_memory = experts_in_memory(moe, "Q4_K_M", 15.3e9, 8192)
+    assert 0 < layers < 48 and on_card <= 15.3e9 and on_card + in_memory == pytest.approx(whole)
+    assert experts_in_memory(moe, "Q4_K_M", on_card - 1, 8192)[0] == layers + 1, "no layer more than must"
+    layers, on_card, _ = experts_in_memory(moe, "Q4_K_M", 1e9, 8192)
+    assert layers == 48 and on_card > 1e9, "with all experts in memory it does not fit either"
 
 
 def test_the_table_of_defaults_is_transformers_own():

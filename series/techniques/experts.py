@@ -28,8 +28,8 @@ class Experts(LlamaCpp):
             "bytes_read(qwen, 'Q4_K_M') / 1e9, rounded to one digit.",
         ),
         2: (
-            lambda names: [100 * (3 / 4) ** 8, 100 * (1 - (1 - 8 / 128) ** 8)],
-            "An expert is passed over by one token with 1 - k / E, and by n tokens with the n-th power of that.",
+            lambda names: [128 * (1 - (1 - 8 / 128) ** tokens) for tokens in (1, 8, 32)],
+            "A token passes an expert over with the share 1 - k / E, and n tokens with the n-th power of that.",
         ),
         3: (lambda names: "mixture", "Both fit; ask which of them reads fewer bytes for each token."),
     }
