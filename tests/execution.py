@@ -46,9 +46,10 @@ NEEDS = {
     "07_comparison": tuple(one.notebook for one in MEASURED),
     "08_original_stack": ("04_gptq", "05_gguf"),
     "09_serving": ("05_gguf", "06_awq"),
+    "13_context": ("05_gguf",),
 }
 # The longest first, and what others wait for.
-FIRST = ("01", "00", "06", "05", "04", "09", "12", "10", "08", "11", "03", "02", "07")
+FIRST = ("01", "00", "06", "05", "04", "09", "12", "10", "08", "13", "11", "03", "02", "07")
 WORKERS = 2
 GGUF_OF_SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
 # All other notebooks with it: GPTQ and AWQ look at a few documents only, and the exam has a quarter of its questions.
@@ -90,6 +91,7 @@ FAULTS = [
     ("06_awq", "fold", "(one + original) / s - one", "(one + original) * s - one", "fold"),
     ("10_which_file", "pack", "s[4:] >> 4 << 6", "s[4:] >> 4 << 5", "same"),
     ("10_which_file", "pack", "(importance * np.sqrt(", "(np.sqrt(", "same"),
+    ("13_context", "ways", "[found, -found]", "[found, found]", "ways"),
     ("12_experts", "by-hand", "scores.topk(chosen)", "(-scores).topk(chosen)", "by-hand"),
     ("12_experts", "by-hand", "weights / weights.sum(-1, keepdim=True)", "weights", "by-hand"),
     ("11_newer_formats", "rebuild", "- 1.0 - 2)", "- 1.0 - 1)", "same"),

@@ -92,6 +92,7 @@ TERMS = {  # the heading in the glossary: how the notebooks write it
     "salient": "salient",
     "scale": "scales?",
     "shard": "shards?",
+    "speculative decoding": "speculative decoding",
     "super-block": "super-blocks?",
     "tensor parallelism": "tensor parallelism",
     "token": "tokens?",

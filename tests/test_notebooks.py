@@ -209,6 +209,18 @@ SAID = [  # notebook, cell, pattern, the numbers, how close
     ("12_experts", "where", r"T4, 16 GB +(14) ", (), 0),
     ("12_experts", "names", r"F16 +(13\.8 +61\.1)(?s:.*)Q2_K +11\.5 +11\.3", (), 0),
     ("12_experts", "same", r"(4) equal experts; largest difference of the logits, in 32 bits: [1-9]e-0[3-6]", (), 0),
+    # 8 layers, 2 heads, a key and a value of 64 numbers in blocks of 32 with 18 bytes
+    ("13_context", "bytes", r"73 tokens in F16: predicted (299,008) bytes\n73 tokens in Q4_0: predicted 84,096", (), 0),
+    ("13_context", "bytes", rf"state of this conversation: {NUMBER} bytes", (84_096,), 0.02),
+    ("13_context", "refused", r"(ValueError): ", (), 0),
+    (
+        "13_context",
+        "models",
+        r"Llama-3\.1-8B: 8 of 32 heads +(0\.54)(?s:.*)DeepSeek-V3: one latent for all heads +0\.29",
+        (),
+        0,
+    ),
+    ("13_context", "draft", r"(20) of 20 texts are the same", (), 0),
     ("11_newer_formats", "inside", r"(float8_e4m3fn)", (), 0),
     (
         "11_newer_formats",
@@ -285,6 +297,28 @@ def test_the_importance_matrix_helps_and_its_table_says_by_how_much(executed, st
     found = re.findall(r"alike ([\d.e-]+), by importance ([\d.e-]+)", printed(cell(executed(stem), "error")))
     (alike, weighted), (alike_with, weighted_with) = (map(float, pair) for pair in found)
     assert alike_with > alike and weighted_with < 0.9 * weighted, "what exercise 1 says"
+
+
+@pytest.mark.parametrize("stem", ["13_context"])
+def test_what_13_says_of_keys_and_values(executed, stem):
+    """Its sentences, from its tables: what keys cost, what a channel of its own and a rotation give, and the switch."""
+    rows = re.findall(rf"keys (\S+), values (\S+) .*? {NUMBER} ± {NUMBER}", printed(cell(executed(stem), "loss")))
+    loss = {(keys, values): float(kl) for keys, values, kl, _ in rows}
+    assert loss["Q8_0", "Q8_0"] < 0.0002 and loss["Q4_0", "Q8_0"] > 1.4 * loss["Q8_0", "Q4_0"]
+    keys, values = map(float, re.findall(rf"keys {NUMBER}, values {NUMBER}", printed(cell(executed(stem), "draw")))[0])
+    assert keys > 3 * values
+    table = re.findall(
+        r"^(keys|values), (by token|by channel|rotated) +(.*)$", printed(cell(executed(stem), "bits")), re.M
+    )
+    found = {(part, way): [float(x) for x in re.findall(r"([\d.]+) ±", row)] for part, way, row in table}
+    token, channel, turned = (found["keys", way] for way in ("by token", "by channel", "rotated"))
+    assert all(c < r < t for c, r, t in zip(channel, turned, token, strict=True))
+    assert channel[2] < 0.3 * token[2] and found["values", "by token"][2] < 0.5 * token[2]
+    on, off = (float(x) for x in re.findall(r"rotated: KL ([\d.]+)", printed(cell(executed(stem), "switch"))))
+    assert on < 0.6 * off
+    said = printed(cell(executed(stem), "draft"))
+    measured, most = (float(re.search(rf"{text} ?([\d.]+)", said)[1]) for text in ("same;", "allow"))
+    assert 3.5 < measured <= most < 5
 
 
 @pytest.mark.parametrize("stem", ["12_experts"])
