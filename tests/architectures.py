@@ -78,9 +78,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         num_key_value_heads=2,
         head_dim=64,
         linear_num_key_heads=2,
-        linear_num_value_heads=4,
+        linear_num_value_heads=32,
         linear_key_head_dim=32,
-        linear_value_head_dim=32,
+        linear_value_head_dim=16,
         layer_types=["linear_attention", "full_attention"],
     ),
     "gemma4_text": dict(

@@ -91,7 +91,7 @@ FAULTS = [
     ("06_awq", "fold", "(one + original) / s - one", "(one + original) * s - one", "fold"),
     ("10_which_file", "pack", "s[4:] >> 4 << 6", "s[4:] >> 4 << 5", "same"),
     ("10_which_file", "pack", "(importance * np.sqrt(", "(np.sqrt(", "same"),
-    ("13_context", "ways", "[found, -found]", "[found, found]", "ways"),
+    ("13_context", "hadamard", "[found, -found]", "[found, found]", "hadamard"),
     ("12_experts", "by-hand", "scores.topk(chosen)", "(-scores).topk(chosen)", "by-hand"),
     ("12_experts", "by-hand", "weights / weights.sum(-1, keepdim=True)", "weights", "by-hand"),
     ("11_newer_formats", "rebuild", "- 1.0 - 2)", "- 1.0 - 1)", "same"),

@@ -232,6 +232,7 @@ def test_what_a_library_leaves_in_16_bits_is_told_before_the_work(tmp_path, arti
     ("kind", "technique", "notebook", "sentence"),
     [
         ("qwen2_moe", "gptq", "04_gptq", "mixture of 4 experts.*loaded wrong by transformers"),
+        ("gemma4_text", "gptq", "04_gptq", "does not hand the layers of 'gemma4_text' the embedding"),
         ("mixtral", "sharding", "02_sharding", "files of this mixture hold each expert by itself"),
         ("gemma", "experts", "12_experts", "'gemma' is neither"),
         ("qwen3_5_text", "gguf", "05_gguf", "keep a state and no cache"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from helpers.architecture import settings_of
 from series import gate
 from series.parameters import one_of, whole
 from series.quirks import gptqmodel
@@ -47,6 +48,13 @@ class Gptq(Technique):
 
     def imported(self, lesson: Lesson) -> None:
         gptqmodel.imported(lesson.temporary)
+
+    def require(self, lesson: Lesson) -> None:
+        if not lesson.ready and settings_of(lesson.config).get("hidden_size_per_layer_input"):
+            raise ValueError(
+                f"gptqmodel does not hand the layers of {lesson.config.model_type!r} the embedding that each of them "
+                "has of its own, and ends half-way. 03_nf4 and 05_gguf take this model."
+            )
 
 
 TECHNIQUE = Gptq()

@@ -36,9 +36,10 @@ class Nf4(Technique):
         odd = sorted(size for size in gate.outputs_of(lesson.config) if size % 32)
         if odd and not lesson.machine.gpus:
             if importlib.import_module("bitsandbytes").functional.has_avx512bf16():  # where it lays weights out anew
+                other = "01_baseline" if gate.keeps_a_state(lesson.config) else "05_gguf.ipynb"
                 raise ValueError(
                     "On this processor bitsandbytes wants layers with a multiple of 32 outputs, and some "
-                    f"have {odd}. 05_gguf.ipynb has none."
+                    f"have {odd}. {other} has no such limit."
                 )
 
 
