@@ -300,6 +300,7 @@ CASES = [
     parameter("09", "PORT must be a whole number from 1024 to 65,000; it is 80", PORT=80),
     parameter("06", "GPU_MEMORY must be a share of the GPU's memory, up to 1.0; it is 1.5", GPU_MEMORY=1.5),
     parameter("10", "MEMORY_GB must be gigabytes, a number above 0; it is -1", MEMORY_GB=-1),
+    parameter("13", "CACHE_TYPE must be one of 'F16', 'Q8_0'", CACHE_TYPE="Q2_K"),
     parameter("11", "FORMAT must be one of 'INT8', 'FP8', 'NVFP4'; it is 'FP4'", FORMAT="FP4"),
     parameter("07", "LADDERS must be one of True, False; it is 1", LADDERS=1),
     prompt("an empty list", "There are no messages", []),
