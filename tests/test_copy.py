@@ -6,19 +6,28 @@ from unittest import mock
 
 import pytest
 
-from execution import ROOT, recipe, run_program
+from execution import FORBID, ROOT, made, recipe, run_program
 from series import notebooks
 from series.models import TINY
 from series.techniques import MEASURED
 
 STEMS = [row.notebook for row in MEASURED]
-SHORT = [*STEMS, "09_serving"]
+SHORT = [*STEMS, "09_serving", "13_context"]
 
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_the_recipe_runs_in_a_project_without_ours(stem, copied, executions):
     ended, said = copied(stem)
     assert ended and "Large Language Model" in said, said[-3000:]
+
+
+def test_the_recipe_of_13_runs_in_a_project_without_ours(executed, tmp_path):
+    """Its two cells, after the parameters and a GGUF file."""
+    executed("05_gguf")
+    given = notebooks.default_parameters("13_context") | {"file": made("gguf"), "GPU_LAYERS": 0}
+    lines = [FORBID, *(f"{name} = {value!r}" for name, value in given.items())]
+    done = run_program("\n".join([*lines, notebooks.recipe("13_context")]), tmp_path, "13_context")
+    assert done.returncode == 0 and "Large Language Model" in done.stdout, done.stderr[-2000:]
 
 
 def test_a_recipe_that_uses_ours_is_seen(tmp_path):

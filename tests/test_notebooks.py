@@ -10,8 +10,9 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from execution import cell, printed, shown
+from execution import ROOT, cell, printed, shown
 from series.made import why_stale
+from series.notebooks import cell as default_cell
 from series.notebooks import default_parameters
 from series.quality import distance
 from series.record import read_scores
@@ -319,6 +320,18 @@ def test_what_13_says_of_keys_and_values(executed, stem):
     said = printed(cell(executed(stem), "draft"))
     measured, most = (float(re.search(rf"{text} ?([\d.]+)", said)[1]) for text in ("same;", "allow"))
     assert 3.5 < measured <= most < 5
+
+
+def test_what_12_says_of_a_gpu():
+    """Its times are those of the committed file, which scripts/speed_experts.py writes."""
+    rows = json.loads((ROOT / "benchmarks" / "experts-h200.json").read_text(encoding="utf-8"))["rows"]
+    small, mixture, large = (rows[name] for name in ("dense, bytes of a token", "mixture", "dense, same bytes"))
+    said = " ".join(
+        re.findall(r"[\d.]+", default_cell("12_experts", "where-text")["source"].partition("On an H200")[2])
+    )
+    wanted = [mixture["ms"]["1"], small["ms"]["1"], large["ms"]["1"]]
+    assert " ".join(f"{ms:.2f}" for ms in wanted) in said and f"{mixture['bytes'] / 1e9:.1f}" in said
+    assert " ".join(f"{row['ms']['64']:.2f}" for row in (mixture, small, large)) in said
 
 
 @pytest.mark.parametrize("stem", ["12_experts"])
