@@ -29,7 +29,13 @@ def config_of(config: Any) -> Any:
     same = {name: value for name, value in config.to_dict().items() if name in fields}
     made = MixtralConfig(**same | {"num_local_experts": EXPERTS, "num_experts_per_tok": CHOSEN})
     made.architectures = ["MixtralForCausalLM"]
+    made.of_a_dense_model = True
     return made
+
+
+def is_made(config: Any) -> bool:
+    """Whether ``config_of`` has made this configuration."""
+    return bool(getattr(config, "of_a_dense_model", False))
 
 
 def folder_of(source: pathlib.Path, identity: str, texts: list[str]) -> pathlib.Path:
@@ -61,7 +67,7 @@ def folder_of(source: pathlib.Path, identity: str, texts: list[str]) -> pathlib.
 def make(source: pathlib.Path, target: pathlib.Path, texts: list[str]) -> None:
     """Write the mixture's configuration and weights beside the tokenizer in ``target``."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     dense = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
@@ -71,7 +77,7 @@ def make(source: pathlib.Path, target: pathlib.Path, texts: list[str]) -> None:
     with torch.no_grad():
         for text in texts:
             dense(torch.tensor([tokenizer.encode(text)[:256]]))
-    mixture = MixtralForCausalLM(config_of(dense.config)).to(dense.dtype)
+    mixture = AutoModelForCausalLM.from_config(config_of(dense.config), dtype=dense.dtype)
     weights = dense.state_dict()
     with torch.no_grad():
         for name, parameter in mixture.named_parameters():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 import re
 import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -216,6 +218,10 @@ def test_12_makes_a_mixture_of_a_dense_model_and_takes_another_as_it_is(tmp_path
         routed = mixed(ids, output_router_logits=True).router_logits
     assert len({int(row) for scores in routed for row in scores.argmax(1)}) > 1, "more than one expert is chosen"
     lesson.close()
+    machine = dataclasses.replace(lesson.machine, free=lesson.fit.needed + 1000)
+    with mock.patch("series.lesson.this_machine", lambda: machine):
+        with pytest.raises(MemoryError, match="with its experts in 16 bits, beside its file: 1.0 GB"):
+            begun("experts", "12_experts", folder)
     again = begun("experts", "12_experts", folder)
     assert "is made of it" not in capsys.readouterr().out and again.path == lesson.path
 

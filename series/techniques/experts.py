@@ -6,7 +6,8 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from helpers.sizes import block_linears, bytes_read, experts_of, weight_bytes
-from series import mixture
+from series import gate, mixture
+from series.machine import gb
 from series.parameters import one_of
 from series.techniques.gguf import LlamaCpp
 from series.texts import calibration_texts
@@ -44,6 +45,22 @@ class Experts(LlamaCpp):
             lesson.config = mixture.config_of(lesson.config)
         lesson.linears = block_linears(lesson.config)
         super().decide(lesson)
+
+    def require(self, lesson: Lesson) -> None:
+        gate.tell_what_stays(lesson.config, "NF4")
+        super().require(lesson)
+
+    def require_room(self, lesson: Lesson) -> None:
+        """Experts are loaded in 16 bits first, and a mixture that is made here lies beside its dense model."""
+        needed = weight_bytes(lesson.config, "NF4") + lesson.fit.needed
+        if mixture.is_made(lesson.config):
+            needed = max(needed, round(1.5 * weight_bytes(lesson.config)))
+        free = lesson.machine.free + sum(gpu.free for gpu in lesson.machine.gpus)
+        if needed > free:
+            raise MemoryError(
+                f"This notebook loads the mixture with its experts in 16 bits, beside its file: {gb(needed)}, and "
+                f"{gb(free)} are free. 05_gguf.ipynb makes and runs the file alone, or takes one with READY."
+            )
 
     def source(self, lesson: Lesson) -> pathlib.Path:
         from transformers import AutoTokenizer
