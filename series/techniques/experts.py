@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from helpers.sizes import block_linears, bytes_read, experts_of, weight_bytes
 from series import gate, mixture
-from series.machine import gb
+from series.machine import OVERHEAD, gb
 from series.parameters import one_of
 from series.techniques.gguf import LlamaCpp
 from series.texts import calibration_texts
@@ -52,7 +52,8 @@ class Experts(LlamaCpp):
 
     def require_room(self, lesson: Lesson) -> None:
         """Experts are loaded in 16 bits first, and a mixture that is made here lies beside its dense model."""
-        needed = weight_bytes(lesson.config, "NF4") + lesson.fit.needed
+        both = (weight_bytes(lesson.config, kind) for kind in ("NF4", lesson.settings["QUANT_TYPE"]))
+        needed = sum(both) + OVERHEAD
         if mixture.is_made(lesson.config):
             needed = max(needed, round(1.5 * weight_bytes(lesson.config)))
         free = lesson.machine.free + sum(gpu.free for gpu in lesson.machine.gpus)
