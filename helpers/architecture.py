@@ -134,7 +134,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def layer_types(settings: dict[str, Any]) -> list[str]:
-    """For each layer 'full_attention', 'sliding_attention' or 'linear_attention'."""
+    """For each layer 'full_attention', 'sliding_attention' or 'linear_attention'; ValueError for another kind."""
     layers, kind = settings.get("num_hidden_layers") or 0, settings["model_type"]
     given = settings.get("layer_types") or settings.get("layers_block_type")
     window, numbers = settings.get("sliding_window"), range(layers)
@@ -157,6 +157,8 @@ def layer_types(settings: dict[str, Any]) -> list[str]:
         found = ["sliding_attention" if i >= (first or 0) else "full_attention" for i in numbers]
     if kind == "gemma4_text" and found:
         found[-1] = "full_attention"
+    if unknown := sorted({*found} - {*WINDOWS, *STATES, "full_attention"}) if kind in FAMILIES else []:
+        raise ValueError(f"This {kind!r} has layers of the kind {unknown[0]!r}, whose bytes are not known here.")
     return found
 
 

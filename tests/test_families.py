@@ -238,5 +238,7 @@ def test_the_table_of_defaults_is_transformers_own():
 def test_a_family_that_nobody_knows_gets_a_sentence():
     with pytest.raises(ValueError, match="'nonesuch' are not known to this series, and transformers cannot"):
         model_weights({"model_type": "nonesuch", "hidden_size": 8})
+    with pytest.raises(ValueError, match="layers of the kind 'chunked_attention'"):
+        model_weights({"model_type": "llama", "num_hidden_layers": 1, "layer_types": ["chunked_attention"]})
     with pytest.raises(ValueError, match="no model_type: hidden_size"):
         model_weights({"hidden_size": 8})
