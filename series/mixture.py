@@ -48,7 +48,6 @@ def folder_of(source: pathlib.Path, identity: str, texts: list[str]) -> pathlib.
     target = artifacts_folder() / f"mixture-{source.name}-{key_of([identity, EXPERTS, CHOSEN, SHARPNESS, texts])}"
     if target.is_dir():
         return target
-    print(f"the model is dense: a mixture of {EXPERTS} experts is made of it, the same function", flush=True)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()

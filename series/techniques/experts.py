@@ -43,6 +43,7 @@ class Experts(LlamaCpp):
                     f"it makes one; {lesson.config.model_type!r} is neither. MODEL = 'tiny' serves."
                 )
             lesson.config = mixture.config_of(lesson.config)
+            print(f"the model is dense: a mixture of {mixture.EXPERTS} experts is made of it, the same function")
         lesson.linears = block_linears(lesson.config)
         super().decide(lesson)
 
