@@ -162,8 +162,11 @@ def write_random(file: str, experts: int, chosen: int, inner: int, hidden: int =
     os.rename(f"{file}.part", file)
 
 
-def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 10) -> float:
-    """Milliseconds of llama.cpp's fastest step that decodes one token for each of ``users`` conversations."""
+def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 0) -> float:
+    """Milliseconds of llama.cpp's fastest step that decodes one token for each of ``users`` conversations.
+
+    Of ``steps``, or of more where they are short: one that is disturbed then counts for nothing.
+    """
     import llama_cpp
 
     with quiet():
@@ -176,7 +179,7 @@ def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 10) -> fl
         context = llama_cpp.llama_init_from_model(model, room)
     batch, times = llama_cpp.llama_batch_init(users, 0, 1), []
     batch.n_tokens = users
-    for step in range(steps):
+    for step in range(steps or 10 + 50 // users):
         for user in range(users):
             batch.token[user], batch.pos[user], batch.logits[user] = (97 * user + step) % 2048, step, True
             batch.n_seq_id[user], batch.seq_id[user][0] = 1, user
