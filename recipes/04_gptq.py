@@ -136,8 +136,8 @@ def main():
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig
 
     folder = f"{path}-gptq"
+    tokenizer = AutoTokenizer.from_pretrained(path)
     if not os.path.exists(folder):  # made once
-        tokenizer = AutoTokenizer.from_pretrained(path)
         config = GPTQConfig(bits=BITS, group_size=GROUP_SIZE, dataset=texts, tokenizer=tokenizer)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE, device_map="auto",
                                                      quantization_config=config)
@@ -146,7 +146,6 @@ def main():
         tokenizer.save_pretrained(f"{folder}.part")
         os.rename(f"{folder}.part", folder)
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE, device_map="auto")
 
     messages = [{"role": "system", "content": "You are a friendly chatbot."},

@@ -156,9 +156,8 @@ def main():
 
     messages = [{"role": "system", "content": "You are a friendly chatbot."},
                 {"role": "user", "content": given.prompt}]
-    outputs = llm.chat(messages, SamplingParams(temperature=0.0, max_tokens=MAX_NEW_TOKENS),
-                       use_tqdm=False)
-    print(outputs[0].outputs[0].text)
+    settings = SamplingParams(temperature=0.0, max_tokens=MAX_NEW_TOKENS)
+    print(llm.chat(messages, settings, use_tqdm=False)[0].outputs[0].text)
     llm.llm_engine.engine_core.shutdown()  # Python would wait for it
 
 

@@ -322,6 +322,21 @@ def test_what_13_says_of_keys_and_values(executed, stem):
     assert 3.5 < measured <= most < 5
 
 
+def test_what_12_says_of_one_user_and_of_32():
+    """The figures of its prose, from the table above it."""
+    from helpers import bytes_read, distinct_experts
+
+    names: dict = {}
+    for place in ("predict-answer", "three"):
+        lines = default_cell("12_experts", place)["source"]
+        exec(lines.partition("rows = {}")[0].replace("from helpers import bytes_read, weight_bytes", ""), names)
+    mixture, dense = (bytes_read(names[name], "Q4_K_M") / 1e9 for name in ("qwen", "dense"))
+    many = bytes_read(names["qwen"], "Q4_K_M", 32) / 1e9
+    said = default_cell("12_experts", "speed-text")["source"]
+    assert f"reads {mixture / dense:.0%} of what" in said and f"it reads {many:.1f} GB, nearly twice" in said
+    assert 1.8 < many / dense < 2 and f"{distinct_experts(names['qwen'], 32):.0f} of 128 experts" in said
+
+
 def test_what_12_says_of_a_gpu():
     """Its times are those of the committed file, which scripts/speed_experts.py writes."""
     rows = json.loads((ROOT / "benchmarks" / "experts-h200.json").read_text(encoding="utf-8"))["rows"]
