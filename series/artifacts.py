@@ -128,6 +128,30 @@ def hold(name: str) -> tuple[pathlib.Path, FileLock]:
     raise RuntimeError(f"All folders for {name} are in use. Shut down some kernels.")
 
 
+def made_once(name: str, make: Callable[[pathlib.Path], None], beside: pathlib.Path) -> pathlib.Path:
+    """The folder ``name`` of a model that ``make`` writes into; made under another name until it is complete.
+
+    Args:
+        beside: a model's folder, of which all files but the weights are copied: what is saved through a link would
+            change what it leads to.
+    """
+    target = artifacts_folder() / name
+    if target.is_dir():
+        return target
+    part = target.with_name(f"{name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    for file in beside.iterdir():
+        if file.is_file() and file.suffix in (".json", ".model", ".jinja") and "safetensors" not in file.name:
+            shutil.copyfile(file, part / file.name)
+    make(part)
+    try:
+        os.rename(part, target)
+    except OSError:  # another kernel was faster
+        shutil.rmtree(part)
+    return target
+
+
 def sweep(folder: pathlib.Path) -> None:
     """Remove what is half-written or damaged, and say so of the damaged."""
     for left in folder.glob("*.part"):

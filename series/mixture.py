@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 import pathlib
-import shutil
 import time
 from typing import Any
 
-from series.artifacts import artifacts_folder, key_of
+from series.artifacts import key_of, made_once
 from series.console import quiet
 
 EXPERTS, CHOSEN = 4, 2
@@ -45,22 +44,13 @@ def folder_of(source: pathlib.Path, identity: str, texts: list[str]) -> pathlib.
     (k-means), less their mean: tokens that are alike choose the same experts. Their weights add up to 1, so that equal
     experts change nothing.
     """
-    target = artifacts_folder() / f"mixture-{source.name}-{key_of([identity, EXPERTS, CHOSEN, SHARPNESS, texts])}"
-    if target.is_dir():
-        return target
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    for file in source.iterdir():  # copies: what is saved through a link changes what it leads to
-        if file.is_file() and file.suffix in (".json", ".model", ".jinja") and "safetensors" not in file.name:
-            shutil.copyfile(file, part / file.name)
-    with quiet():
-        make(source, part, texts)
-    try:
-        os.rename(part, target)
-    except OSError:  # another kernel was faster
-        shutil.rmtree(part)
-    return target
+    name = f"mixture-{source.name}-{key_of([identity, EXPERTS, CHOSEN, SHARPNESS, texts])}"
+
+    def write(folder: pathlib.Path) -> None:
+        with quiet():
+            make(source, folder, texts)
+
+    return made_once(name, write, source)
 
 
 def make(source: pathlib.Path, target: pathlib.Path, texts: list[str]) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import shutil
 from typing import Any
 
 from helpers.architecture import text_part
-from series.artifacts import artifacts_folder, key_of, require_disk
+from series.artifacts import key_of, made_once, require_disk
 from series.models import read_json, weight_files
 
 OTHERS = ("vision_config", "audio_config")
@@ -63,36 +61,27 @@ def text_only(source: pathlib.Path, identity: str) -> pathlib.Path:
     settings = read_json(source / "config.json")
     if not any(settings.get(name) for name in OTHERS) or not any(source.glob("*.safetensors")):
         return source
-    target = artifacts_folder() / f"text-of-{source.name}-{key_of([identity, LEADS])}"
-    if target.is_dir():
-        return target
+    name = f"text-of-{source.name}-{key_of([identity, LEADS])}"
+    return made_once(name, lambda folder: _write(source, settings, folder), source)
+
+
+def _write(source: pathlib.Path, settings: dict[str, Any], target: pathlib.Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     files = weight_files(source)
     require_disk(sum(file.stat().st_size for file in files))
     print("the language model is taken out of this checkpoint, once: its weights are copied", flush=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    for file in source.iterdir():
-        if file.is_file() and file.suffix in (".json", ".model", ".jinja") and "safetensors" not in file.name:
-            shutil.copyfile(file, part / file.name)
-    (part / "config.json").write_text(json.dumps(text_settings(settings), indent=2), encoding="utf-8")
+    (target / "config.json").write_text(json.dumps(text_settings(settings), indent=2), encoding="utf-8")
     places: dict[str, str] = {}
     for file in files:
         with safe_open(file, framework="pt") as opened:
             wanted = {own: name for name in opened.keys() if (own := name_in_text(name))}
             tensors = {own: opened.get_tensor(name) for own, name in wanted.items()}
         if tensors:
-            save_file(tensors, part / file.name, metadata={"format": "pt"})
+            save_file(tensors, target / file.name, metadata={"format": "pt"})
             places |= dict.fromkeys(tensors, file.name)
             print(f"  {file.name}", flush=True)
     if len(files) > 1:
         index = {"metadata": {}, "weight_map": places}
-        (part / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    try:
-        os.rename(part, target)
-    except OSError:  # another kernel was faster
-        shutil.rmtree(part)
-    return target
+        (target / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
