@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import os
 import pathlib
-from unittest import mock
 
 from series.models import REVISIONS, SMOLLM2
 
@@ -24,7 +23,6 @@ def weights() -> pathlib.Path | None:
 
 def put_into_cache(cache: pathlib.Path) -> pathlib.Path:
     """Make the snapshot of `small` at its pinned revision in the hub's ``cache``; return its folder."""
-    import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -33,9 +31,7 @@ def put_into_cache(cache: pathlib.Path) -> pathlib.Path:
     if target.is_dir():
         return target
     given = dict(gguf_file=file.name)
-    # gguf reads the file's table through slices of a memory map, which are slow; it is read three times here
-    whole = mock.patch("gguf.gguf_reader.np.memmap", lambda path, mode: np.fromfile(path, dtype=np.uint8))
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), whole:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **given
         )
