@@ -126,7 +126,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
     "05_gguf": [
         ("another type", [("make", 'f"LLAMA_FTYPE_MOSTLY_{QUANT_TYPE}")', '"LLAMA_FTYPE_MOSTLY_Q8_0")')]),
         ("converted to float16", [("make", '"--outtype", "bf16"', '"--outtype", "f16"')]),
-        ("the 16-bit file run", [("load", "Llama(file,", "Llama(full,")]),
+        ("the 16-bit file run", [("ask", "Llama(file,", "Llama(full,")]),
         ("sampling", [("ask", "temperature=0.0", "temperature=3.0, top_k=0, top_p=1.0, min_p=0.0")]),
         ("a short answer", [("ask", "max_tokens=MAX_NEW_TOKENS", "max_tokens=5")]),
         ("elements for bytes", [("types", "int(tensor.n_elements), int(tensor.n_bytes)", "int(tensor.n_bytes), int(tensor.n_elements)")]),

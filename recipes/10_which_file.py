@@ -186,7 +186,6 @@ def main():
         os.rename(f"{file}.part", file)
 
     llm = llama_cpp.Llama(file, n_ctx=CONTEXT, n_gpu_layers=GPU_LAYERS, verbose=False)
-
     messages = [{"role": "system", "content": "You are a friendly chatbot."},
                 {"role": "user", "content": given.prompt}]
     output = llm.create_chat_completion(messages, max_tokens=MAX_NEW_TOKENS, temperature=0.0)

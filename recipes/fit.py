@@ -6,8 +6,10 @@
 
     uv run recipes/fit.py Qwen/Qwen3-8B --memory 16 --context 8192
 
+    uv run recipes/fit.py Qwen/Qwen3-8B --card T4
+
 The model is a hub id, a folder, or a config.json. No torch is needed. 'GB' is what the weights take, and 'needs' adds
-the cache and 1 GB for the libraries. With --bandwidth, 'tokens/s' is the limit that reading the weights and the cache
+the cache and 1 GB for the libraries. With --card or --bandwidth, 'tokens/s' is the limit that reading the weights and the cache
 sets: real speeds lie below it. With --users, it is of all of them together, a token for each in a step.
 """
 
@@ -23,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from helpers import bytes_read, cache_bytes, which_file  # noqa: E402
 from helpers.architecture import settings_of  # noqa: E402
+from helpers.cards import CARDS, USABLE  # noqa: E402
 from helpers.sizes import GGUF_TYPES, IN_SAFETENSORS, NEED_IMATRIX, OF_EXPERTS, experts_of, left_in_16_bits  # noqa: E402
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -66,13 +69,19 @@ def positive(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a hub id, a folder, or a config.json")
-    parser.add_argument("--memory", type=positive, required=True, help="GB that are free, of a card or of ordinary memory")
+    parser.add_argument("--card", choices=[*CARDS], help="an NVIDIA card: its memory, and the bandwidth of its data sheet")
+    parser.add_argument("--memory", type=positive, help="GB that are free, of a card or of ordinary memory")
     parser.add_argument("--context", type=positive, default=8192, help="tokens of each conversation")
     parser.add_argument("--users", type=positive, default=1, help="conversations at once")
     parser.add_argument("--cache", choices=CACHES, default="F16", help="the type of keys and values, in llama.cpp")
     parser.add_argument("--bandwidth", type=positive, help="GB/s of that memory, by its data sheet")
     parser.add_argument("--all", action="store_true", help="every type of GGUF file")
     given = parser.parse_args()
+    if given.card:  # what the driver and gaps between the pieces keep, is not free
+        given.memory = given.memory or USABLE * CARDS[given.card].memory / 1e9
+        given.bandwidth = given.bandwidth or CARDS[given.card].bandwidth / 1e9
+    if not given.memory:
+        parser.error("--memory or --card is needed")
     config, users, context = configuration(given.model), int(given.users), int(given.context)
     names = {"16-bit": "BF16"} | {kind: kind for kind in IN_SAFETENSORS[1:]}
     types = [kind for kind in (*GGUF_TYPES, OF_EXPERTS) if kind not in NEED_IMATRIX and (given.all or kind in SHOWN)]

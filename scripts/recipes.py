@@ -143,6 +143,11 @@ def llama_cpp_converter(out):
 '''
 
 
+def stands_for_it(technique: Technique) -> bool:
+    """Whether READY is loaded in the place of what the recipe makes."""
+    return bool(technique.loads) and not technique.beside
+
+
 def options(technique: Technique, given: dict[str, Any]) -> list[str]:
     """The arguments that one technique has beyond those of all."""
     found = []
@@ -155,7 +160,7 @@ def options(technique: Technique, given: dict[str, Any]) -> list[str]:
             found.append(f'"--{flag}", type={kind}, default={value!r}'.replace("'", '"'))
     if technique.calibrates:
         found.append(f'"--texts", type=int, default={TEXTS}, help="how many texts it looks at"')
-    if technique.loads:
+    if stands_for_it(technique):
         found.append('"--ready", help="what somebody has made of it: a hub id, a folder or a file"')
     if technique.library == "llama.cpp":
         found.append('"--converter", help="llama.cpp\'s convert_hf_to_gguf.py; else it is fetched"')
@@ -166,24 +171,24 @@ def body(technique: Technique, given: dict[str, Any]) -> list[str]:
     """The lines of main() before the recipe."""
     names = [name for name in given if name not in LEFT_OUT]
     lines = ["given = arguments()"]
-    if technique.loads and not technique.makes:
+    if stands_for_it(technique) and not technique.makes:
         lines.append("path = links(given.ready or given.model, given.out)")
-    elif technique.loads:
+    elif stands_for_it(technique):
         lines.append("path = links(given.model, given.out, weights=not given.ready)")
     else:
         lines.append("path = links(given.model, given.out)")
     lines += [f"{name} = given.{name.lower()}" for name in ("MAX_NEW_TOKENS", *names)]
     if "DTYPE" in given:
         lines.append("DTYPE = computes_in(given.dtype)")
-    share = 0.3 if technique.loads and not technique.makes else 1
-    if technique.loads and technique.makes:
+    share = 0.3 if stands_for_it(technique) and not technique.makes else 1
+    if stands_for_it(technique) and technique.makes:
         end = technique.makes.replace("{", "{given.").lower()
         lines += ["if given.ready:", f'    ready(given.ready, f"{{path}}{end}")', "else:"]
         lines += [f"    require_room(path, {share})"]
     else:
         lines += [f"require_room(path, {share})"]
     if technique.library == "llama.cpp":
-        needed = "given.converter or given.ready" if technique.loads else "given.converter"
+        needed = "given.converter or given.ready" if stands_for_it(technique) else "given.converter"
         lines.append(f"converter = {needed} or llama_cpp_converter(given.out)")
     if technique.calibrates:
         lines.append("texts = TEXTS[: given.texts]")
@@ -206,7 +211,12 @@ def program(technique: Technique) -> str:
         tokens=given["MAX_NEW_TOKENS"],
         options="\n".join(options(technique, given)),
     )
-    parts = [head, DTYPE if "DTYPE" in given else "", ROOM, READY if technique.loads and technique.makes else ""]
+    parts = [
+        head,
+        DTYPE if "DTYPE" in given else "",
+        ROOM,
+        READY if stands_for_it(technique) and technique.makes else "",
+    ]
     parts.append(CONVERTER if technique.library == "llama.cpp" else "")
     if technique.calibrates:
         texts = [text for text in documents("calibrate.txt") if not turns(text)][:TEXTS]

@@ -8,23 +8,13 @@ from math import ceil
 from typing import Any
 
 from helpers.architecture import model_weights
+from helpers.cards import USABLE
 from helpers.sizes import IN_SAFETENSORS, cache_bytes, weight_bytes
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Machine, gb
 from series.models import Checkpoint
 
 GROUP_SIZES = (128, 64, 32)
-# Bytes that such cards report in all ('nvidia-smi', total memory).
-CARDS = {
-    "RTX 3060": 12288 * 2**20,
-    "T4": 15360 * 2**20,
-    "L4": 23034 * 2**20,
-    "RTX 4090": 24564 * 2**20,
-    "A100 40 GB": 40960 * 2**20,
-    "A100 80 GB": 81920 * 2**20,
-    "H100": 81559 * 2**20,
-    "H200": 143771 * 2**20,
-}
-USABLE = 0.95  # of a card's memory: the driver, and gaps between what is allocated, keep the rest
+MADE_HERE: dict[str, int] = {}  # no checkpoint is ready-made
 
 
 def fitting_group(config: Any, wanted: int) -> int:
@@ -137,7 +127,7 @@ def preflight(
     config: Any,
     kind: str,
     *fetched: Checkpoint,
-    make: bool = False,
+    make: str = "",
     offers: Callable[[Machine, Any], list[tuple[str, Fit]]] = lambda machine, config: [],
     **settings: Any,
 ) -> Fit:
@@ -146,7 +136,7 @@ def preflight(
     Args:
         kind: the format to load, one of ``helpers.sizes.FORMATS``.
         fetched: the checkpoints that the run needs.
-        make: the format is made here, so the 16-bit model must fit as well.
+        make: the format is made here, so the 16-bit model must fit as well; what to say where it does not.
         offers: what other techniques would need, and what to say of them.
         settings: those of ``fit_on``.
 
@@ -172,28 +162,37 @@ def preflight(
         made_of = fit_on(machine, config, "16-bit", whole=settings.get("whole", 2))
         print(f"to make it, the {made_of.name} model must fit as well: {gb(made_of.needed)} of {gb(made_of.free)}")
         if not made_of.fits:
-            ready = "To make it takes the 16-bit model; a checkpoint that somebody has made goes to READY, and fits."
-            raise MemoryError(f"{_advice(made_of, offers(machine, config))} {ready}")
+            raise MemoryError(f"{_advice(made_of, offers(machine, config))} {make}")
     return found
 
 
-def require_room_to_serve(machine: Machine, config: Any, context: int, share: float) -> None:
+def require_room_to_serve(
+    machine: Machine, config: Any, context: int, share: float, sizes: dict[str, int] = MADE_HERE, whole: bool = True
+) -> None:
     """09's servers at once: vLLM's with AWQ and with 16 bits, each in its ``share`` of a GPU, and llama.cpp's.
+
+    Args:
+        sizes: 'awq' or 'gguf' -> bytes of the weights, where they are ready-made.
+        whole: there is a server in 16 bits.
 
     Raises:
         MemoryError: they do not fit.
     """
     overhead = OVERHEAD if machine.gpu else OVERHEAD_VLLM_CPU
-    awq, whole = (fit_on(machine, config, kind, context, overhead=overhead).needed for kind in ("AWQ", "16-bit"))
+    awq = fit_on(machine, config, "AWQ", context, overhead=overhead, size=sizes.get("awq")).needed
+    full = fit_on(machine, config, "16-bit", context, overhead=overhead).needed if whole else 0
     if machine.gpu:
-        needed, room, place = whole, int(share * machine.gpu.total), f"in GPU_MEMORY = {share} of {machine.gpu.name}"
+        needed, room, place = max(awq, full), int(share * machine.gpu.total), f"in GPU_MEMORY = {share} of "
+        place += machine.gpu.name
     else:
-        needed = awq + whole + weight_bytes(config, "Q4_K_M")
+        needed = awq + full + (sizes.get("gguf") or weight_bytes(config, "Q4_K_M"))
         room, place = machine.free, "free in this machine's memory"
     if needed > room:
+        also = " the model in 16 bits as well, beside" if whole else ""
+        without = "READY takes one of each, and then nothing is served in 16 bits. " if whole else ""
         raise MemoryError(
-            f"09_serving serves the model in 16 bits as well, beside AWQ and GGUF. That needs {gb(needed)}, and "
-            f"{gb(room)} are {place}. 06_awq.ipynb runs AWQ alone, and 05_gguf.ipynb GGUF; or take MODEL = 'small'."
+            f"09_serving serves{also} AWQ and GGUF. That needs {gb(needed)}, and {gb(room)} are {place}. {without}"
+            "06_awq.ipynb runs AWQ alone, and 05_gguf.ipynb GGUF; or take MODEL = 'small'."
         )
 
 

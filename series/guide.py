@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from helpers import cards
 from helpers.sizes import bits_per_weight, bytes_read, cache_bytes, weight_bytes
 from series.artifacts import ROOT, artifacts_folder
-from series.fit import CARDS, users_that_fit
+from series.fit import users_that_fit
 from series.machine import OVERHEAD
 from series.models import MODELS
 from series.techniques import TECHNIQUES
 
 __all__ = ["CARDS", "bits_of", "decision_table", "read_quality", "read_speed", "speed_results", "users_that_fit"]
+CARDS = {name: card.memory for name, card in cards.CARDS.items()}
 BENCHMARKS = ROOT / "benchmarks"
 LLAMA_CPP = "https://github.com/ggml-org/llama.cpp/tree/master/tools/perplexity"
 AWQ_PAPER, FP8_PAPER = "https://arxiv.org/abs/2306.00978", "https://arxiv.org/abs/2411.02355"

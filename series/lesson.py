@@ -32,6 +32,8 @@ class Lesson:
         converter: llama.cpp's script ``convert_hf_to_gguf.py``; empty where the technique needs none.
         config, machine, fit, versions: what was found, and printed.
         given: the notebook's names; settings: those of its parameters that decide the result.
+        ready: what READY names in the place of what the recipe makes; beside: what it names beside that.
+        alone: whether nothing of the 16-bit model is needed but its configuration and tokenizer.
         longest: tokens that the model reads at most.
         folder, temporary: for what is made, and for what is gone with the kernel.
     """
@@ -47,16 +49,21 @@ class Lesson:
         theirs = namespace.get("READY") or technique.published.get(self.model, "")
         self.settings = {name: namespace[name] for name in technique.settings if name in namespace}
         self.asked = dict(self.settings)  # a record's name is by what was asked for, whatever this model forces
-        self.base = models.find(self.model, weights=not theirs)
+        texts = [text.strip() for text in theirs.split(",")] if technique.beside else [theirs]
+        named = [text for text in texts if text]
+        self.alone = bool(technique.spares) and len(named) >= technique.spares
+        self.base = models.find(self.model, weights=not self.alone)
         if self.base.is_local and self.model not in models.MODELS:
             self.model = self.base.source  # the whole path, whatever it was given as
-        self.ready = ready.find(theirs, technique, techniques.LOADS, self.settings) if theirs else None
+        found = [ready.find(text, technique, techniques.LOADS, self.settings) for text in named]
+        self.beside = found if technique.beside else []
+        self.ready = found[0] if found and not technique.beside else None
         self._settle()
         self.versions = versions_of(technique.packages)
         print(", ".join(f"{name} {version}" for name, version in self.versions.items() if name != "device"))
         self.machine = this_machine()
         print(f"{self.versions['device']}: {self.machine}")
-        self.config = gate.require(self.base, not theirs and technique.reads_weights, techniques.LOADS)
+        self.config = gate.require(self.base, not self.alone and technique.reads_weights, techniques.LOADS)
         self.linears = block_linears(self.config)
         self._decide()
         self._require()
@@ -122,11 +129,17 @@ class Lesson:
             more["whole"] = 4
         more |= technique.room(self)
         make, kind = technique.calibrates and not self.ready, technique.format_of(self.settings)
-        fetched = self.ready.checkpoint if self.ready else self.base
+        fetched = [self.ready.checkpoint] if self.ready else [self.base, *(each.checkpoint for each in self.beside)]
         more["size"] = self.ready.size if self.ready else None
         try:
             found = fits.preflight(
-                self.machine, self.config, kind, fetched, make=make, offers=techniques.offers, **more
+                self.machine,
+                self.config,
+                kind,
+                *fetched,
+                make=technique.instead if make else "",
+                offers=techniques.offers,
+                **more,
             )
         except MemoryError as error:
             free = self.machine.gpu.free if self.machine.gpu else self.machine.free
@@ -235,10 +248,12 @@ class Lesson:
         return made.made_today(TECHNIQUES[technique], self.base, self.model)
 
     def served(self) -> tuple[str, ...]:
-        """What 06 and 05 have made of this model, and in ``answers`` what they said; they run where they did not."""
-        found = [self.made_today(name) for name in ("awq", "gguf")]
-        self.answers = {record["technique"]: record["answer"] for _, record in found}
-        return tuple(str(file) for file, _ in found)
+        """An AWQ checkpoint and a GGUF file of this model: of READY, or what 06 and 05 have made.
+
+        Those run where they did not; what they said is in ``answers``.
+        """
+        files, self.answers = made.served(self)
+        return files
 
     @staticmethod
     def row_of(run: dict[str, Any]) -> Technique:

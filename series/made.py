@@ -8,7 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from series import installed
 from series.artifacts import ROOT, artifacts_folder, key_of
@@ -16,8 +16,12 @@ from series.kernel import MAKER
 from series.machine import device_name
 from series.models import Checkpoint
 from series.notebooks import default_parameters, made_by_steps, made_from, steps
+from series.ready import require_same
 from series.record import DERIVED, FIELDS, read_record
 from series.techniques import TECHNIQUES, Technique
+
+if TYPE_CHECKING:
+    from series.lesson import Lesson
 
 
 def made_today(technique: Technique, base: Checkpoint, model: str) -> tuple[pathlib.Path, dict[str, Any]]:
@@ -42,6 +46,21 @@ def made_today(technique: Technique, base: Checkpoint, model: str) -> tuple[path
                 if made.exists() and record["identity"] == base.identity and is_of(technique.notebook, folder):
                     return made, record
     raise RuntimeError(f"{technique.notebook} ran, and what it should have made is not there.")
+
+
+def served(lesson: Lesson) -> tuple[tuple[str, ...], dict[str, str]]:
+    """An AWQ checkpoint and a GGUF file of the lesson's model, ready-made ones first, and what 06 and 05 answered."""
+    theirs, answers, files = {each.server: each for each in lesson.beside}, {}, []
+    for each in lesson.beside:
+        require_same(each, lesson.config, lesson.model)
+    for name in ("awq", "gguf"):
+        if name in theirs:
+            files.append(str(theirs[name].fetch()))
+        else:
+            file, record = lesson.made_today(name)
+            files.append(str(file))
+            answers[name] = record["answer"]
+    return (*files,), answers
 
 
 def folder_name(

@@ -55,6 +55,18 @@ class Ready:
         folder = self.checkpoint.fetch()
         return folder / self.files[0] if self.files else folder
 
+    @property
+    def server(self) -> str:
+        """Which of 09's servers takes it: llama.cpp's, called 'gguf' there, or vLLM's, called 'awq'."""
+        return "gguf" if self.files else "awq"
+
+    @property
+    def parts(self) -> tuple[str, str | None, tuple[str, ...]]:
+        """The hub's repository, its commit and the names of the file's parts; or its paths here, and no commit."""
+        where = self.checkpoint
+        here = tuple(str(pathlib.Path(where.source) / name) for name in self.files)
+        return where.source, where.revision, here if where.is_local else self.files
+
     def link(self, made: pathlib.Path) -> None:
         """Let ``made`` be the checkpoint: a folder; or a file, with its other parts beside it."""
         place = self.fetch()

@@ -19,7 +19,10 @@ from execution import ROOT
 
 @contextlib.contextmanager
 def serve(
-    *folders: pathlib.Path, gated: bool = False, refuses: tuple[int, dict[str, str]] | None = None
+    *folders: pathlib.Path,
+    gated: bool = False,
+    refuses: tuple[int, dict[str, str]] | None = None,
+    cut: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     """The hub's address, and a list that grows by each file's name and the bytes of it that were sent.
 
@@ -27,6 +30,7 @@ def serve(
         folders: each is served as the model some/NAME, by its own name.
         gated: the listing is public, and the files answer 401, as before a model's terms are accepted.
         refuses: status and headers of every answer.
+        cut: names of files whose first answer ends half-way.
     """
     sent: list[tuple[str, int]] = []
     listings, trees = {}, {}
@@ -40,7 +44,7 @@ def serve(
             listings[folder.name]["config"] = {"quantization_config": made} if made else {}
         sizes = {file.name: file.stat().st_size for file in files}
         trees[folder.name] = [{"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()]
-    by_name = {folder.name: folder for folder in folders}
+    uncut, by_name = {*cut}, {folder.name: folder for folder in folders}
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -66,20 +70,28 @@ def serve(
                 body = file.read_bytes()
                 headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
                 if wanted := self.headers.get("Range"):
-                    first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+                    start, _, end = wanted.removeprefix("bytes=").partition("-")
+                    first, last = int(start), int(end or len(body) - 1)
                     headers["Content-Range"], status = f"bytes {first}-{min(last, len(body) - 1)}/{len(body)}", 206
                     body = body[first : last + 1]
+                half = self.command == "GET" and name in uncut
+                if half:
+                    uncut.remove(name)
                 if self.command == "GET":
-                    sent.append((name, len(body)))
+                    sent.append((name, len(body) // (1 + half)))
+                return self.answer(body, status, headers, half)
             self.answer(body, status, headers)
 
-        def answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        def answer(
+            self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, half: bool = False
+        ) -> None:
             self.send_response(status)
             for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if half else body)
+            self.close_connection = half
 
         do_HEAD = do_GET
 
@@ -93,6 +105,11 @@ def serve(
     finally:
         server.shutdown()
         server.server_close()
+
+
+def environment(address: str, cache: pathlib.Path) -> dict[str, str]:
+    """Variables by which a process takes ``address`` for the hub."""
+    return {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
 
 
 ASK = """
@@ -109,7 +126,7 @@ for code in sys.argv[1:]:
 def ask(address: str, cache: pathlib.Path, *codes: str, **more: str) -> list[str]:
     """Run ``codes`` in a process that takes ``address`` for the hub; the line that each prints, or its error's last."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}  # no cache of others
-    env |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"} | more
+    env |= environment(address, cache) | more
     done = subprocess.run([sys.executable, "-c", ASK, *codes], cwd=ROOT, env=env, capture_output=True, text=True)
     said = done.stdout.strip().splitlines()
     assert len(said) == len(codes), (said, done.stderr)

@@ -49,6 +49,13 @@ def test_a_recipe_ends_with_a_sentence(tmp_path, words, sentence):
     assert done.returncode and sentence in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
+def test_a_recipe_ends_with_a_sentence_where_there_is_no_room():
+    names = {}
+    exec((ROOT / "recipes" / "04_gptq.py").read_text(encoding="utf-8"), names)
+    with mock.patch("os.sysconf", lambda name: 1000), pytest.raises(SystemExit, match="takes about 0.0 GB, and 0.0 GB"):
+        names["require_room"](TINY, 1)
+
+
 def test_a_recipe_takes_the_type_of_the_card(tmp_path):
     """A T4 has compute capability 7.5, and no bfloat16."""
     names = {}

@@ -12,7 +12,7 @@ import pytest
 
 import hub
 from execution import ROOT
-from helpers import cache_bytes, weight_bytes
+from helpers import bytes_read, cache_bytes, weight_bytes
 
 CONFIGS = json.loads((ROOT / "tests" / "published.json").read_text(encoding="utf-8"))["configs"]
 
@@ -50,6 +50,16 @@ def test_the_learners_case(file):
         assert needs == pytest.approx((weight_bytes(config, kind) + kept) / 1e9, abs=0.051), kind
 
 
+def test_a_card_has_its_memory_and_its_bandwidth(file):
+    """Qwen3-8B in Q4_K_M on a T4: 320 GB/s over 4.4 GB of blocks and head, and 0.6 GB of cache."""
+    done = fit(file("Qwen3-8B"), "--card", "T4", "--context", "4096")
+    assert {kind for kind, row in rows_of(done.stdout).items() if row[2] == "no"} == {"16-bit"}
+    (limit,) = re.findall(r"^Q4_K_M .* yes +(\d+) ", done.stdout, re.M)
+    config = CONFIGS["Qwen3-8B"]
+    read = bytes_read(config, "Q4_K_M") + cache_bytes(config, 4096, runtime="llama.cpp")
+    assert int(limit) == round(320e9 / read)
+
+
 def test_a_mixture_says_what_stays_and_what_a_token_reads(file):
     done = fit(file("Qwen3-30B-A3B"), "--memory", "32", "--bandwidth", "100", "--context", "512")
     assert "qwen3_moe, 128 experts" in done.stdout
@@ -81,6 +91,7 @@ def test_a_model_on_the_hub_and_none(tmp_path):
     [
         (["nowhere", "--memory", "16"], "no file or folder here, and no hub id"),
         (["{}", "--memory", "0"], "0 is no positive number"),
+        (["{}"], "--memory or --card is needed"),
         (["{}", "--memory", "x"], "invalid positive value"),
         (["{}", "--memory", "8", "--cache", "Q9"], "invalid choice"),
     ],

@@ -18,6 +18,7 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from helpers.cards import CARDS  # noqa: E402
 from helpers.sizes import cache_bytes, weight_bytes  # noqa: E402
 from series import colab, fit  # noqa: E402
 from series.machine import OVERHEAD, OVERHEAD_VLLM_CPU, Gpu, Machine, memory, this_machine  # noqa: E402
@@ -112,7 +113,7 @@ def test_a_model_is_spread_over_the_gpus_and_then_the_memory():
 
 
 def test_what_does_not_fit_is_told_and_what_would(capsys):
-    card = Gpu("NVIDIA GeForce RTX 3060", (8, 6), fit.CARDS["RTX 3060"], fit.CARDS["RTX 3060"])
+    card = Gpu("NVIDIA GeForce RTX 3060", (8, 6), CARDS["RTX 3060"].memory, CARDS["RTX 3060"].memory)
     this = with_cards(card, free=3 * 10**9)
     with pytest.raises(MemoryError, match="In 16-bit this model needs 15.6 GB, and 12.9 GB are free.*03_nf4") as caught:
         preflight(this, mistral(), "16-bit")
@@ -121,10 +122,10 @@ def test_what_does_not_fit_is_told_and_what_would(capsys):
     with pytest.raises(MemoryError, match="No format of this series would fit"):
         preflight(with_cards(free=2 * 10**9), mistral(), "Q4_K_M")
     with pytest.raises(MemoryError, match="In 16-bit this model needs 15.6 GB"):
-        preflight(machine(LAPTOP), mistral(), "GPTQ", make=True)
+        preflight(machine(LAPTOP), mistral(), "GPTQ", make="READY has one")
     with pytest.raises(OSError, match="download of 14.5 GB, and 1.0 GB of disk are free"):
         preflight(machine("an H100", disk=10**9), mistral(), "NF4", ZEPHYR["NF4"][1])
-    preflight(machine("an H100"), mistral(), "GPTQ", make=True)
+    preflight(machine("an H100"), mistral(), "GPTQ", make="READY has one")
     assert "to make it, the 16-bit model must fit as well" in capsys.readouterr().out
 
 
@@ -136,6 +137,10 @@ def test_the_servers_of_09_must_fit_at_once():
     with pytest.raises(MemoryError, match="serves the model in 16 bits as well.*06_awq.ipynb runs AWQ alone"):
         fit.require_room_to_serve(with_cards(free=28 * 10**9), mistral(), 512, 0.4)
     fit.require_room_to_serve(with_cards(free=31 * 10**9), mistral(), 512, 0.4)
+    sizes = {"awq": 4 * 10**9, "gguf": 4 * 10**9}
+    fit.require_room_to_serve(machine(T4), mistral(), 512, 0.4, sizes, whole=False)
+    with pytest.raises(MemoryError, match="serves AWQ and GGUF. That needs"):
+        fit.require_room_to_serve(with_cards(free=9 * 10**9), mistral(), 512, 0.4, sizes, whole=False)
 
 
 def test_the_group_size_divides_every_width():

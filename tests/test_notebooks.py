@@ -197,7 +197,7 @@ SAID = [  # notebook, cell, pattern, the numbers, how close
     ("07_comparison", "kl", rf"divergence {NUMBER} nats", (0.0851,), 2e-3),
     ("07_comparison", "memory", rf"= {NUMBER} GB", (5.67,), 5e-3),
     ("10_which_file", "listed", r"(24) types: .* [+-]0\.00\d\d%", (), 0),
-    ("10_which_file", "header", r"entries_count +(56)\n", (), 0),
+    ("10_which_file", "fetch", r"entries_count +(56)\n", (), 0),
     ("10_which_file", "same", r"(?s)(?:bytes: (?:100|9\d)%.*){4}", (), 0),
     ("10_which_file", "table", r"Llama-3.1-8B-Q4_K_M.gguf +yes +4\.80 +(4\.89) +4\.91", (), 0),
     # 8 layers of four experts of 3 matrices, in 16 bits; and the four bits of 4 matrices in each of 8 blocks

@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -14,16 +15,20 @@ import pytest
 import hub
 import small
 from architectures import make_model
-from execution import shorter
+from execution import ROOT, shorter
+from helpers.sizes import weight_bytes
 from series import ready, start
 from series.artifacts import artifacts_folder
 from series.converter import llama_cpp_converter
+from series.fit import fit_on
 from series.models import address
 from series.notebooks import default_parameters
 from series.record import read_record
 from series.run import in_one_kernel
 from series.techniques import BY_NOTEBOOK, LOADS, TECHNIQUES
+from test_machine import LAPTOP, T4, machine
 
+PUBLISHED = json.loads((ROOT / "tests" / "published.json").read_text(encoding="utf-8"))
 PAGE = "https://huggingface.co/owner/name"
 
 
@@ -78,7 +83,7 @@ def made(model: pathlib.Path, folder: pathlib.Path, method: str) -> pathlib.Path
 def test_each_kind_goes_to_the_notebook_that_loads_it_and_the_others_name_that(model, tmp_path, method):
     folder, loaded = made(model, tmp_path / "made", method), []
     for one in TECHNIQUES.values():
-        if "READY" not in default_parameters(one.notebook):
+        if one.beside or "READY" not in default_parameters(one.notebook):
             continue
         try:
             found = ready.find(str(folder), one, LOADS, {"QUANT_TYPE": "Q4_K_M"})
@@ -89,6 +94,32 @@ def test_each_kind_goes_to_the_notebook_that_loads_it_and_the_others_name_that(m
             assert found.made_with == DECIDED.get(method, {"QUANT_TYPE": "Q4_K_M"} if method == "gguf" else {})
             loaded.append(one.notebook)
     assert loaded == [LOADS[method]] if method in LOADS else not loaded
+
+
+KINDS = {"bitsandbytes": "NF4", "gptq": "GPTQ", "awq": "AWQ", "torchao": "FP8", "gguf": "Q4_K_M"}
+YES = {  # of Qwen3-8B, GB of weights: by config.json alone, 16.4 in 16 bits
+    T4: {"03_nf4": 6.1, "04_gptq": 6.1, "06_awq": 6.1, "11_newer_formats": 9.4, "05_gguf": 5.0},
+    LAPTOP: {"03_nf4": 6.1, "04_gptq": 6.1, "06_awq": 6.1, "05_gguf": 5.0},  # 9 GB are free
+}
+
+
+@pytest.mark.parametrize("where", YES)
+def test_the_learners_case(tmp_path, where):
+    """Qwen3-8B, ready-made, on recorded machines: the sizes of its files decide, and nothing of them is read."""
+    config, found = PUBLISHED["configs"]["Qwen3-8B"], {}
+    for method, kind in KINDS.items():
+        folder = tmp_path / method
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": MADE[method]}))
+        file = folder / ("Qwen3-8B-Q4_K_M.gguf" if method == "gguf" else "model.safetensors")
+        with open(file, "wb") as empty:
+            empty.truncate(weight_bytes(config, kind))
+        technique = TECHNIQUES[BY_NOTEBOOK[LOADS[method]].name]
+        one = ready.find(str(file if method == "gguf" else folder), technique, LOADS, {"QUANT_TYPE": "Q4_K_M"})
+        fits = fit_on(machine(where), config, kind, where=technique.where, size=one.size, context=4096)
+        if fits.fits:
+            found[technique.notebook] = round(one.size / 1e9, 1)
+    assert found == YES[where]
 
 
 def test_what_is_not_quantized_goes_to_model(model):
@@ -210,20 +241,103 @@ def test_a_refusal_names_what_the_hub_has_of_the_model(tmp_path):
     assert alone.startswith("MemoryError: ") and "The hub has" not in alone, "the search is no condition"
 
 
+FETCHED = """
+import contextlib, io
+from series import notebooks, start
+
+given = notebooks.default_parameters("10_which_file") | {{"READY": "some/many:{}"}}
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    lesson = start("imatrix", given)
+names = given | {{"lesson": lesson, "file": "", "llm": lesson, "gguf": None}}
+exec(notebooks.cell("10_which_file", "fetch")["source"].partition("header =")[0], names)
+print(*names["names"], "it fits" in said.getvalue().partition("READY: ")[2])
+"""
+
+
+def test_10_fetches_the_file_that_is_chosen_and_goes_on_where_the_connection_broke(tmp_path):
+    """All of its parts, at one commit; the first answer for the second part ends half-way, after 12 million bytes.
+
+    huggingface_hub writes pieces of 10 MiB, and asks for what comes after the last of them.
+    """
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number, name in enumerate(NAMES, 1):
+        (folder / name).write_bytes(bytes(range(250)) * 24_000 * number)
+    with hub.serve(folder, cut=(NAMES[3],)) as (address, sent):
+        (said,) = hub.ask(address, tmp_path / "cache", FETCHED.format("Q6_K"))
+    *found, fits = said.split()
+    assert fits == "True" and {pathlib.Path(place).parents[1].name for place in found} == {"snapshots"}
+    assert [pathlib.Path(place).read_bytes() for place in found] == [(folder / n).read_bytes() for n in NAMES[2:4]]
+    size = (folder / NAMES[3]).stat().st_size
+    assert [length for name, length in sent if name == NAMES[3]] == [size // 2, size - 10 * 2**20]
+
+
+def test_10_refuses_a_file_that_does_not_fit_before_it_is_fetched(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / NAMES[0]).write_bytes(bytes(5 * 10**7))
+    code = SMALL_MACHINE.format(free=1_040_000_000, notebook="10_which_file", technique="imatrix")
+    code = code.replace('"some/model"', '"tiny", "READY": "some/many:Q4_K_M"')
+    with hub.serve(folder) as (address, sent):
+        (said,) = hub.ask(address, tmp_path / "cache", code)
+    assert "READY: 50.0 MB" in said and "it does NOT fit" in said and not sent, said
+
+
+def test_09_takes_one_of_each_kind_and_serves_nothing_in_16_bits_then(model, tmp_path, artifacts):
+    """What is ready-made for both servers spares the 16-bit weights; of one kind there is one."""
+    awq, gguf = made(model, tmp_path / "other-awq", "awq"), made(model, tmp_path / "other-gguf", "gguf")
+    (model.parent / "config").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (model.parent / "config" / name).write_bytes((model / name).read_bytes())
+    given = default_parameters("09_serving") | {"MODEL": str(model), "READY": f"{gguf / 'name-Q4_K_M.gguf'}, {awq}"}
+    lesson = start("serving", given)
+    found = {each.method: each for each in lesson.beside}
+    assert lesson.alone and [*found] == ["gguf", "awq"] and found["awq"].fetch() == awq
+    lesson.close()
+    with pytest.raises(
+        ValueError, match="names 2 checkpoints for one server.*one for vLLM .awq or gptq. and one for llama.cpp"
+    ):
+        start("serving", given | {"READY": f"{awq}, {made(model, tmp_path / 'other-gptq', 'gptq')}"})
+    with pytest.raises(ValueError, match="another kind .bitsandbytes.: 03_nf4 loads it"):
+        start("serving", given | {"READY": str(made(model, tmp_path / "other-nf4", "bitsandbytes"))})
+
+
 ENDS = {"03_nf4": "nf4", "04_gptq": "gptq", "05_gguf": "Q4_K_M.gguf", "06_awq": "awq", "11_newer_formats": "FP8"}
+BESIDE = {"09_serving": ("06_awq", "05_gguf"), "10_which_file": ("05_gguf",)}
+
+
+def on_a_page(stem: str, folder: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """What a notebook has made, as a repository of the hub has it; and how READY names it."""
+    place = next(artifacts_folder().glob(f"{BY_NOTEBOOK[stem].name}-tiny-zephyr-*/tiny-zephyr-{ENDS[stem]}"))
+    if place.is_dir():
+        return place, f"some/{place.name}"
+    page = folder / "tiny-zephyr-GGUF"
+    page.mkdir()
+    (page / place.name).symlink_to(place)
+    return page, f"some/{page.name}:Q4_K_M"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", ENDS)
-def test_what_a_notebook_has_made_is_ready_for_it(executed, record, stem):
-    """Whole, with its lessons; and it says what it said."""
-    executed(stem)
-    name = BY_NOTEBOOK[stem].name
-    place = next(artifacts_folder().glob(f"{name}-tiny-zephyr-*/tiny-zephyr-{ENDS[stem]}"))
-    assert len(list(in_one_kernel(stem, [{"READY": str(place)}], whole=True))) == 1
-    given = default_parameters(stem) | {"READY": str(place)}
-    again, before = read_record(BY_NOTEBOOK[stem].record_name(given)), record(stem)
-    assert again["answer_ids"] == before["answer_ids"] and again["exam_answers"] == before["exam_answers"]
+@pytest.mark.parametrize("stem", [*ENDS, *BESIDE])
+def test_what_a_notebook_has_made_is_ready_for_it(executed, record, stem, tmp_path, monkeypatch, capsys):
+    """By the hub, whole, with its lessons; and it says what it said. A line of the table format x notebook each."""
+    pages = []
+    for made_by in BESIDE.get(stem, (stem,)):
+        executed(made_by)
+        pages.append(on_a_page(made_by, tmp_path))
+    given, begun = {"READY": ", ".join(name for _, name in pages)}, time.perf_counter()
+    with hub.serve(*(page for page, _ in pages)) as (address, sent):
+        for name, value in hub.environment(address, tmp_path / "cache").items():
+            monkeypatch.setenv(name, value)
+        assert len(list(in_one_kernel(stem, [given], whole=True))) == 1
+    heavy = {name for name, _ in sent if name.endswith((".gguf", ".safetensors"))}
+    assert len(heavy) == len(pages), "what was made, and no model in 16 bits"
+    with capsys.disabled():
+        print(f"\n{stem}: READY = {given['READY']!r}, {time.perf_counter() - begun:.0f} s")
+    if stem in ENDS:
+        given = default_parameters(stem) | given
+        again, before = read_record(BY_NOTEBOOK[stem].record_name(given)), record(stem)
+        assert again["answer_ids"] == before["answer_ids"] and again["exam_answers"] == before["exam_answers"]
 
 
 def gemma(folder: pathlib.Path) -> pathlib.Path:
@@ -243,7 +357,6 @@ def test_a_file_of_a_stranger(tmp_path, artifacts, find):
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from helpers import weight_bytes
     from helpers.files import format_of_name
 
     file, model = find(tmp_path / "packages"), tmp_path / "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -194,7 +195,7 @@ def test_a_server_that_ends_before_it_is_ready_is_told(commands, tmp_path):
     (tmp_path / "no.gguf").write_bytes(b"GGUF, but no more")
     command = ["llama-server", "--model", str(tmp_path / "no.gguf"), "--port", str(serving.free_port(18200, 1))]
     one = subprocess.Popen(command, env=commands, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    names = {"time": time, "path": "the-model", "key": "secret", "openai": openai}
+    names = {"time": time, "contextlib": contextlib, "path": "the-model", "key": "secret", "openai": openai}
     exec(notebooks.cell(STEM, "wait")["source"].partition("\n\n\nclient = wait(")[0], names)
     with pytest.raises(RuntimeError, match="The server has ended. Its last words are in the-model-servers.log"):
         names["wait"](one, int(command[-1]))

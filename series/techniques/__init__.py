@@ -19,7 +19,8 @@ BY_NOTEBOOK = {one.notebook: one for one in TECHNIQUES.values()}
 MEASURED = [one for one in TECHNIQUES.values() if one.record]  # those that leave a record
 ARTICLE = [one for one in MEASURED if one.article]
 PARAMETERS = COMMON | {name: rule for one in TECHNIQUES.values() for name, rule in one.parameters.items()}
-LOADS = {method: one.notebook for one in TECHNIQUES.values() for method in one.loads}  # who loads what is ready-made
+# Who loads what is ready-made.
+LOADS = {method: one.notebook for one in TECHNIQUES.values() for method in one.loads if not one.beside}
 
 
 def offers(machine: Machine, config: Any) -> list[tuple[str, Fit]]:

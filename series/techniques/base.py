@@ -40,6 +40,9 @@ class Technique:
         is_reference: whether it is what all others are held against.
         refuses: what says why a model's configuration cannot be shrunk so; see ``series.gate``.
         loads: the ``quant_method`` of the checkpoints that READY may be; 'gguf' for a file.
+        beside: READY is loaded beside what the recipe makes, and does not stand for it; with a comma it may be several.
+        spares: how many ready-made checkpoints it takes until the 16-bit model is not needed; 0: it always is.
+        instead: what to say where the 16-bit model does not fit to be quantized.
         reads_weights: whether the notebook reads the model's own weights.
         offered: its formats that are named where a model does not fit in another one.
         published: MODEL -> what READY is, where the notebook has none.
@@ -64,6 +67,9 @@ class Technique:
     is_reference = False
     refuses: tuple[Callable[[Any], None], ...] = ()
     loads: tuple[str, ...] = ()
+    beside = False
+    spares = 1
+    instead = "To make it takes the 16-bit model; a checkpoint that somebody has made goes to READY, and fits."
     reads_weights = True
     offered: tuple[str, ...] = ()
     published: ClassVar[dict[str, str]] = {}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import helpers
+from series.machine import OVERHEAD, gb
 from series.parameters import number, one_of, whole
 from series.techniques.base import CALIBRATIONS
 from series.techniques.gguf import LlamaCpp
+
+if TYPE_CHECKING:
+    from series.lesson import Lesson
 
 
 def _finest(names: dict[str, Any]) -> str:
@@ -24,6 +28,8 @@ class Imatrix(LlamaCpp):
         "MEMORY_GB": number(0, 1e5, "gigabytes, a number above 0", int, float),
     }
     calibrates = weighs = True
+    loads, beside, spares = ("gguf",), True, 0
+    instead = "To make it takes the 16-bit model. A file that somebody has made goes to READY, with MODEL = 'tiny'."
     color = "#56b4e9"
     answers = {
         1: (lambda names: "larger", "The quantizer makes the weighted error small."),
@@ -32,6 +38,16 @@ class Imatrix(LlamaCpp):
 
     def ladder(self, model: str) -> list[dict[str, Any]]:
         return [{"QUANT_TYPE": kind} for kind in ("Q4_K_M", "Q3_K_M", "Q2_K", "IQ3_XXS")]
+
+    def require_room(self, lesson: Lesson) -> None:
+        """What READY names is fetched at the end: it must fit now."""
+        gpu = lesson.machine.gpu if lesson.given["GPU_LAYERS"] else None
+        free, place = (gpu.free, f"on {gpu.name}") if gpu else (lesson.machine.free, "in this machine's memory")
+        for each in lesson.beside:
+            said = f"READY: {gb(each.size)}, {gb(OVERHEAD)} for the libraries, of the {gb(free)} free {place}"
+            if each.size + OVERHEAD > free:
+                raise MemoryError(f"{said}: it does NOT fit. Take a smaller file: this notebook has a table.")
+            print(f"{said}: it fits")
 
     def room(self, lesson: Any) -> dict[str, Any]:
         return super().room(lesson) | {"imatrix": True}

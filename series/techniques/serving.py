@@ -55,6 +55,7 @@ class Serving(Vllm):
     library, packages = "vLLM, llama.cpp", ("vllm", "xllamacpp", "openai", "torch", "transformers")
     parameters = Vllm.parameters | {"PORT": whole(1024, 65000)}
     refuses = (gate.no_experts, gate.no_states)
+    loads, beside, spares = ("awq", "gptq", "gguf"), True, 2  # with both, there is no server in 16 bits
     environment = vllm.ENVIRONMENT
     answers = {
         1: (
@@ -74,10 +75,20 @@ class Serving(Vllm):
         lesson.set("PORT", port, "the first of three ports in a row that are free")
 
     def require_room(self, lesson: Lesson) -> None:
-        fit.require_room_to_serve(lesson.machine, lesson.config, lesson.given["CONTEXT"], lesson.given["GPU_MEMORY"])
+        given, sizes = lesson.given, {each.server: each.size for each in lesson.beside}
+        if len(sizes) < len(lesson.beside):
+            raise ValueError(
+                f"READY = {given['READY']!r} names {len(lesson.beside)} checkpoints for one server. 09_serving takes "
+                "one for vLLM (awq or gptq) and one for llama.cpp (gguf), with a comma between them."
+            )
+        fit.require_room_to_serve(
+            lesson.machine, lesson.config, given["CONTEXT"], given["GPU_MEMORY"], sizes, not lesson.alone
+        )
 
     def ready(self, lesson: Lesson) -> None:
         serving.leave_proxies()
+        if any(each.method == "gptq" for each in lesson.beside):
+            print("what is called awq below is the GPTQ checkpoint in READY")
 
 
 TECHNIQUE = Serving()
