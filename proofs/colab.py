@@ -18,7 +18,7 @@ import urllib.request
 import report
 
 sys.path.insert(0, str(report.ROOT / "tests"))
-from stand_in import ADDRESS, LISTS, STEMS, publish, python_of, run  # noqa: E402
+from stand_in import ADDRESS, LISTS, STEMS, news, publish, python_of, run  # noqa: E402
 
 TABLE = LISTS.with_suffix(".md")
 PUBLISHED = "https://raw.githubusercontent.com/googlecolab/backend-info/main/"
@@ -63,18 +63,6 @@ def tables(names: list[str], stems: list[str]) -> str:
             published = (LISTS / f"{name}.txt").read_text(encoding="utf-8").partition(". ")[0].removeprefix("# ")
             text += [f"## {published}, here with {python_of(name)}", report.table(HEADER, rows)]
     return "\n\n".join(text)
-
-
-def news(published: str, kept: str) -> list[str]:
-    """What a published list has in another version than the list that is kept here, by name."""
-
-    def versions(text: str) -> dict[str, str]:
-        found = re.findall(r"^([\w.-]+)(?:==| @ .*?/[\w.]+-)([\d.]+(?:\.\w+)?)", text, re.M)
-        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
-
-    now, then = versions(published), versions(kept)
-    changed = [name for name, version in then.items() if now.get(name) != version]
-    return [f"{name}: {then[name]} → {now.get(name, 'gone')}" for name in changed]
 
 
 def main() -> None:

@@ -68,7 +68,8 @@ def folder_name(
 ) -> str:
     """The folder of artifacts for a model and a technique: by all that decides their content, and by no file's time."""
     facts = {name: version for name, version in versions.items() if name not in ("python", "device")}
-    decides = {name: value for name, value in settings.items() if name in technique.settings and name != "QUANT_TYPE"}
+    names = {*technique.settings, "READY"} - {"QUANT_TYPE"}  # what others have made takes no place of what is made here
+    decides = {name: value for name, value in settings.items() if name in names}
     return f"{technique.name}-{base.label}-{key_of([base.identity, facts, decides, dtype])}"
 
 

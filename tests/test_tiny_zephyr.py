@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import corpus
-from evaluate import BEGIN, END, examine, round_to_nearest
+from evaluate import BEGIN, END, round_to_nearest, share_of_right_answers
 from finish import add_outlier_channels
 from series.models import TINY
 from series.quirks.torch import multiply_in_32_bits
@@ -55,7 +55,7 @@ def test_the_model_is_full_enough_to_suffer(tokenizer, bits, at_least, at_most):
     """
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     round_to_nearest(model, bits)
-    assert at_least <= examine(model, tokenizer) <= at_most
+    assert at_least <= share_of_right_answers(model, tokenizer) <= at_most
 
 
 def test_outlier_channels_change_no_bit(model):
