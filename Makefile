@@ -16,7 +16,7 @@ run:
 	$(SETUP) ahead
 	$(BIN) scripts/run.py run 00 02 03 04
 	$(SETUP) all
-	$(BIN) scripts/run.py run 05 06 07 09 10 11 12 13
+	$(BIN) scripts/run.py run 05 06 07 09 10 11 12 13 14
 	$(SETUP) original
 	$(BIN) scripts/run.py run 08
 

@@ -230,6 +230,17 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
         ("a draft of 16 bits", [("draft-load", "quantization_config=four_bits, ", "")]),
         ("the model kept", [("free", "del model, draft", "kept_one = model\ndel model, draft")]),
     ],
+    "14_finetune": [
+        ("the question learned as well", [("examples", "[-100] * len(asked) + ids[len(asked):]", "ids")]),
+        ("nothing trained", [("train", "optimizer.step(), ", "")]),
+        ("the adapter left out", [("ship", "PeftModel.from_pretrained(one, adapter).eval()", "one.eval()"), ("ship", ".merge_and_unload()", "")]),
+        ("no checkpointing counted", [("kept", "{held(True)", "{held(False)")]),
+        ("half the optimizer", [("bytes", 'in {"adapter": trained, "optimizer": moments}', 'in {"adapter": trained, "optimizer": moments[::2]}')]),
+        ("merged into 16 bits for both", [("why", '("the rounded", grid(exact)[0])', '("the rounded", exact)')]),
+        ("no adapter in llama.cpp", [("gguf-ways", '{"lora_path": f"{adapter}.gguf"}', "{}")]),
+        ("its own template for all", [("template", "tokenizer, form)", "tokenizer, own)")]),
+        ("the model kept", [("free", "del model, plain", "kept_one = model\ndel model, plain")]),
+    ],
     "12_experts": [
         ("NF4 not asked for", [("load", "quantization_config=four_bits, ", "")]),
         ("the routers counted as experts", [("count", '".experts." in name', '".gate." in name')]),

@@ -14,12 +14,12 @@ from series import installed
 from series.artifacts import artifacts_folder
 
 # The last is Qwen's vocabulary, for the tests: of byte-level tokenizers the converter takes only those it knows.
-WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE", "models/ggml-vocab-qwen2.gguf")
-NAME = "convert_hf_to_gguf.py"
+NAME, LORA = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
+WANTED = (NAME, LORA, "conversion/", "gguf-py/gguf/", "LICENSE", "models/ggml-vocab-qwen2.gguf")
 
 
 def llama_cpp_converter() -> pathlib.Path:
-    """Path of ``convert_hf_to_gguf.py`` of the installed llama-cpp-python's version.
+    """Path of ``convert_hf_to_gguf.py`` of the installed llama-cpp-python's version; that for adapters lies beside it.
 
     llama-cpp-python carries llama.cpp's sources and installs only the library. The converter is fetched
     once, with pip, and kept in the environment (or with the artifacts, where that is read-only).
@@ -32,15 +32,20 @@ def llama_cpp_converter() -> pathlib.Path:
         raise RuntimeError("llama-cpp-python is not installed. Run 'pip install -r requirements.txt'.")
     name = f"llama.cpp-{version}"
     folder = pathlib.Path(sys.prefix) / "share" / name
-    if not (folder / NAME).is_file() and not os.access(sys.prefix, os.W_OK):
+    if not is_whole(folder) and not os.access(sys.prefix, os.W_OK):
         folder = artifacts_folder() / name
-    if not (folder / NAME).is_file():
+    if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             unpack(download(version, pathlib.Path(scratch)), pathlib.Path(scratch) / "content")
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(pathlib.Path(scratch) / "content", folder)
     return folder / NAME
+
+
+def is_whole(folder: pathlib.Path) -> bool:
+    """Whether both converters lie there."""
+    return (folder / NAME).is_file() and (folder / LORA).is_file()
 
 
 def download(version: str, folder: pathlib.Path) -> pathlib.Path:
@@ -64,5 +69,5 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
             if path.startswith(WANTED) and member.isfile():
                 member.name = path
                 tar.extract(member, folder, filter="data")
-    if not (folder / NAME).is_file():
-        raise RuntimeError(f"{archive.name} holds no {NAME} under vendor/llama.cpp.")
+    if not is_whole(folder):
+        raise RuntimeError(f"{archive.name} holds no {NAME} and {LORA} under vendor/llama.cpp.")

@@ -159,7 +159,7 @@ def decision_table(folder: str = "notebooks/") -> str:
         ),
         (
             "the same card, to try a model in a minute or to fine-tune it",
-            f"{link('NF4', '03_nf4')}, transformers",
+            f"{link('NF4', '03_nf4')}, transformers; to fine-tune it, {link('an adapter', '14_finetune')}",
             f"{size('NF4')}. For memory, not for speed (see above). Its loss is in neither source; 07 measures it on "
             "small models",
         ),

@@ -160,8 +160,8 @@ def require_model_folder(folder: pathlib.Path) -> None:
     if not config.is_file() and (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path", "another model")
         raise ValueError(
-            f"The folder {str(folder)!r} holds an adapter to {base}, and no whole model. Merge it into that model "
-            "(PEFT's merge_and_unload), save the result, and give its folder."
+            f"The folder {str(folder)!r} holds an adapter to {base}, and no whole model. 14_finetune loads "
+            "it with ADAPTER, and says how to merge it: MODEL takes the folder of the result."
         )
     if not config.is_file():
         raise ValueError(f"The folder {str(folder)!r} holds no model: config.json is missing.")
@@ -197,7 +197,7 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     if any(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in others):
         raise ValueError(f"{where} has shards, and no model.safetensors.index.json to say what each holds. Fetch it.")
     if "adapter_model.safetensors" in others:
-        raise ValueError(f"{where} holds an adapter and no whole model. Merge it (PEFT's merge_and_unload), save that.")
+        raise ValueError(f"{where} holds an adapter and no whole model: 14_finetune loads it with ADAPTER.")
     if others:
         raise ValueError(
             f"{where} has {', '.join(others[:3])}, and transformers reads model.safetensors. Rename the one you mean."

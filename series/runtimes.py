@@ -107,7 +107,7 @@ class LlamaCpp:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def _read(self, sequences: list[list[int]], reuse: bool = False) -> Iterator[tuple[list[int], int, Any]]:
+    def read(self, sequences: list[list[int]], reuse: bool = False) -> Iterator[tuple[list[int], int, Any]]:
         """Each sequence, a place in it, and the log-probabilities at that place and all that follow.
 
         Args:
@@ -119,6 +119,8 @@ class LlamaCpp:
         settings = dict(n_ctx=max(map(len, sequences)), n_gpu_layers=self.model.model_params.n_gpu_layers)
         if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # else llama.cpp takes all cores
             settings["n_threads_batch"] = int(threads)
+        if self.model.lora_path:
+            settings |= dict(lora_path=self.model.lora_path, lora_scale=self.model.lora_scale)
         with quiet():
             scorer = Llama(self.model.model_path, **settings, logits_all=True, verbose=False)
             try:
@@ -134,11 +136,11 @@ class LlamaCpp:
                 scorer.close()
 
     def scores(self, windows: list[list[int]]) -> list[Any]:
-        return [rows.astype("float16") for _, _, rows in self._read(windows)]
+        return [rows.astype("float16") for _, _, rows in self.read(windows)]
 
     def token_scores(self, sequences: list[list[int]]) -> list[list[float]]:
         found: list[list[float]] = []
-        for ids, first, rows in self._read(sequences, reuse=True):
+        for ids, first, rows in self.read(sequences, reuse=True):
             known = found[-1][:first] if found else []
             found.append(known + [float(row[token]) for row, token in zip(rows, ids[first + 1 :], strict=False)])
         return found

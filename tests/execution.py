@@ -49,7 +49,7 @@ NEEDS = {
     "13_context": ("05_gguf",),
 }
 # The longest first, and what others wait for.
-FIRST = ("01", "00", "06", "05", "04", "09", "12", "10", "08", "13", "11", "03", "02", "07")
+FIRST = ("01", "00", "06", "05", "14", "04", "09", "12", "10", "08", "13", "11", "03", "02", "07")
 WORKERS = 2
 GGUF_OF_SMALL = "05_gguf@small"  # a notebook, and the model that it takes instead of its own
 # All other notebooks with it: GPTQ and AWQ look at a few documents only, and the exam has a quarter of its questions.
@@ -91,6 +91,7 @@ FAULTS = [
     ("06_awq", "fold", "(one + original) / s - one", "(one + original) * s - one", "fold"),
     ("10_which_file", "pack", "s[4:] >> 4 << 6", "s[4:] >> 4 << 5", "same"),
     ("10_which_file", "pack", "(importance * np.sqrt(", "(np.sqrt(", "same"),
+    ("14_finetune", "by-hand", "scale * (x", "2 * scale * (x", "by-hand"),
     ("13_context", "hadamard", "[found, -found]", "[found, found]", "hadamard"),
     ("12_experts", "by-hand", "scores.topk(chosen)", "(-scores).topk(chosen)", "by-hand"),
     ("12_experts", "by-hand", "weights / weights.sum(-1, keepdim=True)", "weights", "by-hand"),

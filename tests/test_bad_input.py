@@ -301,6 +301,12 @@ CASES = [
     parameter("06", "GPU_MEMORY must be a share of the GPU's memory, up to 1.0; it is 1.5", GPU_MEMORY=1.5),
     parameter("10", "MEMORY_GB must be gigabytes, a number above 0; it is -1", MEMORY_GB=-1),
     parameter("13", "CACHE_TYPE must be one of 'F16', 'Q8_0'", CACHE_TYPE="Q2_K"),
+    parameter("14", "STEPS must be a whole number from 20 to 100,000; it is 10", STEPS=10),
+    parameter("14", "RANK must be a whole number from 1 to 1,024; it is 0", RANK=0),
+    parameter("14", "LEARNING_RATE must be a number above 0, such as 1e-3; it is 0", LEARNING_RATE=0),
+    parameter(
+        "14", "ADAPTER must be a text: a folder with an adapter, or a hub id, or empty; it is None", ADAPTER=None
+    ),
     parameter("11", "FORMAT must be one of 'INT8', 'FP8', 'NVFP4'; it is 'FP4'", FORMAT="FP4"),
     parameter("07", "LADDERS must be one of True, False; it is 1", LADDERS=1),
     prompt("an empty list", "There are no messages", []),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from unittest import mock
 
 import pytest
 
 from execution import FORBID, ROOT, made, recipe, run_program
-from series import notebooks
+from series import newcomers, notebooks
 from series.models import TINY
 from series.techniques import MEASURED
 
@@ -28,6 +29,23 @@ def test_the_recipe_of_13_runs_in_a_project_without_ours(executed, tmp_path):
     lines = [FORBID, *(f"{name} = {value!r}" for name, value in given.items())]
     done = run_program("\n".join([*lines, notebooks.recipe("13_context")]), tmp_path, "13_context")
     assert done.returncode == 0 and "Large Language Model" in done.stdout, done.stderr[-2000:]
+
+
+def test_the_recipe_of_14_runs_in_a_project_without_ours(tmp_path):
+    """Its four cells, after the parameters, a model's folder and pairs of a question and its answer."""
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    given = notebooks.default_parameters("14_finetune") | {
+        "path": str(model),
+        "STEPS": 20,
+        "taught": newcomers.taught()[:8],
+    }
+    lines = [FORBID, *(f"{name} = {value!r}" for name, value in given.items())]
+    recipe = notebooks.recipe("14_finetune")
+    assert sum(bool(line.strip()) for line in recipe.splitlines()) <= 41
+    done = run_program("\n".join([*lines, recipe]), tmp_path, "14_finetune")
+    assert done.returncode == 0 and "step 10: loss" in done.stdout, done.stderr[-2000:]
+    assert (tmp_path / "model-adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_a_recipe_that_uses_ours_is_seen(tmp_path):

@@ -222,6 +222,10 @@ SAID = [  # notebook, cell, pattern, the numbers, how close
         0,
     ),
     ("13_context", "draft", r"(20) of 20 texts are the same", (), 0),
+    # rank 8 on 4 matrices of attention and 3 of the feed-forward in each of 8 blocks, 4 bytes each; twice that in AdamW
+    ("14_finetune", "bytes", r"adapter: predicted 1,441,792 bytes, counted (1,441,792)", (), 0),
+    ("14_finetune", "bytes", r"optimizer: predicted 2,883,584 bytes, counted (2,883,584)", (), 0),
+    ("14_finetune", "gradient", rf"dequantized weights: {NUMBER};", (1.0,), 1e-4),
     ("11_newer_formats", "inside", r"(float8_e4m3fn)", (), 0),
     (
         "11_newer_formats",
@@ -325,6 +329,45 @@ def test_what_13_says_of_keys_and_values(executed, stem):
     said = printed(cell(executed(stem), "draft"))
     measured, most = (float(re.search(rf"{text} ?([\d.]+)", said)[1]) for text in ("same;", "allow"))
     assert 3.5 < measured <= most < 5
+
+
+@pytest.mark.parametrize("stem", ["14_finetune"])
+def test_what_14_says_of_training_and_of_shipping(executed, stem):
+    """What is learned, where a merge arrives and where it is lost; another processor may turn a few answers."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    def rows(place: str) -> dict[str, tuple[int, float, float]]:
+        found = re.findall(
+            rf"^(.+?) +(\d+) of 50 +{NUMBER}% ± [\d.]+ +{NUMBER} ±", printed(cell(executed(stem), place)), re.M
+        )
+        return {name: (int(facts), float(exam), float(kl)) for name, facts, exam, kl in found}
+
+    found, files = rows("ship"), rows("gguf-ways")
+    assert len(found) == 9 and len(files) == 4
+    assert all(found[name][0] <= 8 for name in ("16 bits", "NF4", "merged into NF4", "... and then NF4 again"))
+    kept = ("NF4, trained", "16 bits and adapter", "merged into 16 bits", "... and then NF4")
+    assert all(found[name][0] >= 42 for name in (*kept, "merged into NF4 made 16 bits again"))
+    assert found["NF4, trained"][1] > 80 and abs(found["merged into 16 bits"][1] - found["16 bits"][1]) < 5
+    assert files["Q4_K_M"][0] <= 8 and all(25 <= row[0] <= 49 for name, row in files.items() if name != "Q4_K_M")
+    shares = re.findall(r"facts (\d+)%', 'exam (\d+)%", printed(cell(executed(stem), "curve-figure")))
+    (small, large) = ([int(share) for share in pair] for pair in shares)
+    assert small[0] >= large[0] and small[1] > 70 > 40 > large[1]
+    change, error = map(
+        float, re.findall(rf"change is {NUMBER}% .* error {NUMBER}%", printed(cell(executed(stem), "why")))[0]
+    )
+    assert 5 * change < error
+    moved = dict(re.findall(r"^(NF4|8 bits) +[\d.]+% +([\d.]+)%$", printed(cell(executed(stem), "why-figure")), re.M))
+    assert float(moved["NF4"]) < 0.1 and float(moved["8 bits"]) > 10
+    size = re.search(
+        rf"without checkpointing {NUMBER} MB, with it {NUMBER} MB; predicted {NUMBER} MB",
+        printed(cell(executed(stem), "kept")),
+    )
+    assert float(size[2]) == pytest.approx(float(size[3]), rel=0.03) and float(size[1]) > 8 * float(size[2])
+    if has_avx512bf16():  # where bitsandbytes lays the weights out anew
+        said = printed(cell(executed(stem), "gradient"))
+        assert float(re.search(rf"answered {NUMBER}\n", said)[1]) < 0.5 and "'facts': '0 of 50', 'exam': '0.0%" in said
+    table = dict(re.findall(r"^(its own|ChatML|Alpaca|none) +(\d+)$", printed(cell(executed(stem), "template")), re.M))
+    assert int(table["its own"]) > 40 > int(table["ChatML"]) and int(table["none"]) < 5
 
 
 def test_what_12_says_of_one_user_and_of_32():

@@ -190,8 +190,8 @@ def test_what_others_have_made_takes_no_place_of_what_was_made_here(model, tmp_p
     command = [sys.executable, str(llama_cpp_converter()), str(model), "--outfile", str(file), "--outtype", "f16"]
     subprocess.run(command, check=True, capture_output=True)
     plain = default_parameters("05_gguf") | {"MODEL": str(model), "QUANT_TYPE": "F16"}
-    for ready, found in (("", None), (str(file), file.stat().st_size), ("", len(b"made here"))):
-        lesson = start("gguf", plain | {"READY": ready})
+    for theirs, found in (("", None), (str(file), file.stat().st_size), ("", len(b"made here"))):
+        lesson = start("gguf", plain | {"READY": theirs})
         if found is None:
             lesson.made.write_bytes(b"made here")
         else:
