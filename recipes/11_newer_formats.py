@@ -106,7 +106,7 @@ def main():
     else:
         require_room(path, 1)
 
-    import os
+    import gc, os
 
     from torchao.prototype.mx_formats import NVFP4WeightOnlyConfig
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
@@ -116,12 +116,13 @@ def main():
     formats = {"INT8": Int8WeightOnlyConfig(), "FP8": Float8WeightOnlyConfig(),
                "NVFP4": NVFP4WeightOnlyConfig()}
     if not os.path.exists(folder):  # made once, under another name until it is complete
-        config = TorchAoConfig(formats[FORMAT])
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE, device_map="auto",
-                                                     quantization_config=config)
+                                                     quantization_config=TorchAoConfig(formats[FORMAT]))
         model.save_pretrained(f"{folder}.part")
         AutoTokenizer.from_pretrained(path).save_pretrained(f"{folder}.part")
         os.rename(f"{folder}.part", folder)
+        del model
+        gc.collect()  # torchao's tensors refer to one another, and would stay beside the next ones
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE, device_map="auto")

@@ -90,10 +90,11 @@ def _archive(folder: pathlib.Path, *names: str) -> pathlib.Path:
 
 
 def test_the_converter_is_unpacked_without_the_rest(tmp_path):
-    archive = _archive(tmp_path, "convert_hf_to_gguf.py", "conversion/base.py", "src/llama.cpp")
+    both = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py")
+    archive = _archive(tmp_path, *both, "conversion/base.py", "src/llama.cpp")
     unpack(archive, tmp_path / "out")
     found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert found == {"convert_hf_to_gguf.py", "conversion/base.py"}
+    assert found == {*both, "conversion/base.py"}
 
 
 def test_an_archive_that_climbs_out_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 from helpers.sizes import experts_of, weight_bytes
@@ -66,6 +67,7 @@ class Finetune(Technique):
         return 6 * weight_bytes(lesson.config)  # two merged models, and three files of each kind
 
     def ready(self, lesson: Lesson) -> None:
+        random.seed(0)  # which examples stand in a batch
         lesson.converter = str(llama_cpp_converter())
 
 

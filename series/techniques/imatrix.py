@@ -30,6 +30,7 @@ class Imatrix(LlamaCpp):
     calibrates = weighs = True
     loads, beside, spares = ("gguf",), True, 0
     instead = "To make it takes the 16-bit model. A file that somebody has made goes to READY, with MODEL = 'tiny'."
+    imports = (*LlamaCpp.imports, "huggingface_hub")
     color = "#56b4e9"
     answers = {
         1: (lambda names: "larger", "The quantizer makes the weighted error small."),
