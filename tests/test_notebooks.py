@@ -346,7 +346,7 @@ def test_what_14_says_of_training_and_of_shipping(executed, stem):
     assert len(found) == 9 and len(files) == 4
     assert all(found[name][0] <= 8 for name in ("16 bits", "NF4", "merged into NF4", "... and then NF4 again"))
     kept = ("NF4, trained", "16 bits and adapter", "merged into 16 bits", "... and then NF4")
-    assert all(found[name][0] >= 42 for name in (*kept, "merged into NF4 made 16 bits again"))
+    assert all(found[name][0] >= 38 for name in (*kept, "merged into NF4 made 16 bits again"))
     assert found["NF4, trained"][1] > 80 and abs(found["merged into 16 bits"][1] - found["16 bits"][1]) < 5
     assert files["Q4_K_M"][0] <= 8 and all(25 <= row[0] <= 49 for name, row in files.items() if name != "Q4_K_M")
     shares = re.findall(r"facts (\d+)%', 'exam (\d+)%", printed(cell(executed(stem), "curve-figure")))
@@ -367,7 +367,7 @@ def test_what_14_says_of_training_and_of_shipping(executed, stem):
         said = printed(cell(executed(stem), "gradient"))
         assert float(re.search(rf"answered {NUMBER}\n", said)[1]) < 0.5 and "'facts': '0 of 50', 'exam': '0.0%" in said
     table = dict(re.findall(r"^(its own|ChatML|Alpaca|none) +(\d+)$", printed(cell(executed(stem), "template")), re.M))
-    assert int(table["its own"]) > 40 > int(table["ChatML"]) and int(table["none"]) < 5
+    assert int(table["its own"]) > 35 > int(table["ChatML"]) and int(table["none"]) < 5
 
 
 def test_what_12_says_of_one_user_and_of_32():
