@@ -25,33 +25,29 @@ def adapter_weights(config: Any, rank: int) -> int:
     return sum(rank * (w.inputs + w.count // w.inputs) for w in weights if w.linear)
 
 
-def training_bytes(
-    config: Any, tokens: int, rank: int | None = None, kind: str = "16-bit", checkpointing: bool = True
-) -> dict[str, int]:
-    """What a step of training holds, in bytes; for one user of a card it must fit at once.
+def training_bytes(config: Any, tokens: int, rank: int | None = None, kind: str = "16-bit") -> dict[str, int]:
+    """What a step of training with gradient checkpointing holds, in bytes.
+
+    A block that is computed again on the way back needs more for a moment, which is not counted.
 
     Args:
         config: the model's configuration.
         tokens: of a batch in all: its rows times the longest of them.
         rank: of the LoRA adapter; None: all weights are trained, in the type of ``kind`` ('16-bit' or '32-bit').
         kind: the format of the weights, one of ``helpers.sizes.FORMATS``, or '32-bit'.
-        checkpointing: each block keeps its input alone, and computes the rest again on the way back.
 
     Returns:
-        'weights', 'adapter', 'gradients', 'optimizer' and, with ``checkpointing``, 'kept', the inputs of the blocks
-        and the scores of the last layer; without it 'kept' is not known from a configuration, and left out.
+        'weights', 'adapter', 'gradients', 'optimizer', and 'kept': the inputs of the blocks, and the scores.
     """
     whole = sum(w.count for w in model_weights(config))
     weights = FULL * whole if kind == "32-bit" else weight_bytes(config, kind)
     if rank is None:
         width = FULL if kind == "32-bit" else 2
-        found = {"weights": weights, "adapter": 0, "gradients": width * whole, "optimizer": MOMENTS * width * whole}
+        adapter, trained = 0, width * whole
     else:
-        adapter = FULL * adapter_weights(config, rank)
-        found = {"weights": weights, "adapter": adapter, "gradients": adapter, "optimizer": MOMENTS * adapter}
-    if checkpointing:
-        found["kept"] = tokens * kept_per_token(config)
-    return found
+        adapter = trained = FULL * adapter_weights(config, rank)
+    found = {"weights": weights, "adapter": adapter, "gradients": trained, "optimizer": MOMENTS * trained}
+    return found | {"kept": tokens * kept_per_token(config)}
 
 
 def kept_per_token(config: Any) -> int:

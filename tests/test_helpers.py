@@ -697,3 +697,18 @@ FOUR, UNDONE = torch.arange(4), "not yet: replace None in the cell above with yo
 def test_an_exercise_is_answered_in_one_line(capsys, answer, expected, said):
     assert helpers.check(answer, expected, "Think.") is None
     assert capsys.readouterr().out == said + "\n"
+
+
+def test_the_bytes_of_a_training():
+    """Zephyr: of rank 16 a layer has 16 (inputs + outputs), for four matrices of attention and three of 14,336."""
+    from helpers.training import adapter_weights, training_bytes
+
+    mistral = {"model_type": "mistral", "num_key_value_heads": 8, "intermediate_size": 14336}
+    layer = 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    assert adapter_weights(mistral, 16) == 32 * layer == 41_943_040
+    small, full = training_bytes(mistral, 1, 16, "NF4"), training_bytes(mistral, 1, kind="32-bit")
+    assert small["gradients"] == small["adapter"] == 4 * 32 * layer and small["optimizer"] == 8 * 32 * layer
+    assert full["optimizer"] == 2 * full["gradients"] == 2 * full["weights"] == 8 * 7_241_732_096
+    assert small["kept"] == full["kept"] == 2 * 34 * 4096 + 6 * 32_000
+    with pytest.raises(ValueError, match="Experts are stacked"):
+        adapter_weights({"model_type": "mixtral"}, 8)
