@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SETUP = @"$(PYTHON)" scripts/setup.py
 BIN = @"$(QUANT_VENV)/bin/python"
 
-.PHONY: run check test test-all original refresh ladders guide shape speed formats audit newest news lock recipes lab
+.PHONY: run check test test-all original refresh ladders guide shape speed formats audit newest news lock recipes lab book
 
 run:
 	$(SETUP) core
@@ -26,10 +26,12 @@ check:
 
 test: original
 	$(SETUP) small
+	$(SETUP) book
 	$(BIN) -m pytest tests -m 'not slow'
 
 test-all: original
 	$(SETUP) small
+	$(SETUP) browser
 	$(BIN) -m pytest tests
 
 original:
@@ -93,6 +95,13 @@ newest:
 	"$$python" -m uv pip install -r "$$folder/newest" --override "$$folder/without" \
 		$$(sed 's/>.*//; s/^/--upgrade-package /' "$$folder/newest"); \
 	"$$python" -m pytest tests/test_copy.py
+
+# The notebooks with their committed outputs, as pages. BOOK is where they go.
+BOOK ?= build/book
+book:
+	$(SETUP) book
+	@"$(QUANT_VENV)-book/bin/python" -m sphinx -W -q -c book -d "$(BOOK)-doctrees" . "$(BOOK)"
+	@echo "open $(BOOK)/index.html, or serve it: python3 -m http.server -d $(BOOK)"
 
 lab:
 	$(SETUP) all

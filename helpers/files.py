@@ -6,15 +6,20 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from helpers.architecture import model_weights
+from helpers.architecture import model_weights, settings_of
 from helpers.sizes import (
     GGUF_TYPES,
+    IN_SAFETENSORS,
     LARGE_ENDS,
+    NEED_IMATRIX,
     OF_EXPERTS,
     OVERHEAD,
     RUNTIMES,
     bits_per_weight,
+    bytes_read,
     cache_bytes,
+    experts_of,
+    left_in_16_bits,
     weight_bytes,
 )
 
@@ -45,6 +50,10 @@ CAPABILITY = {
     "MXFP4": ((8.0, 99), (10.0, 99)),
     "NVFP4": ((7.5, 99), (10.0, 99)),
 }
+# Of the GGUF types, those that most publishers offer.
+USUAL = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", OF_EXPERTS)
+CACHES = ("F16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # types of keys and values in llama.cpp
+NOTEBOOKS = {"16-bit": "01_baseline", "NF4": "03_nf4", "GPTQ": "04_gptq", "AWQ": "06_awq"}
 PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
 
@@ -152,3 +161,50 @@ def which_file(
         return (False, -fine, -row["bits"]) if row["fits"] else (True, fine, row["bits"] or 99.0)
 
     return sorted(rows, key=place)
+
+
+def will_fit(
+    config: Any,
+    memory: float,
+    context: int = 8192,
+    users: int = 1,
+    cache: str = "F16",
+    bandwidth: float = 0,
+    every: bool = False,
+) -> list[dict[str, Any]]:
+    """Every format that a model is usually had in, ranked by ``which_file``, for a memory that is free.
+
+    Args:
+        config, memory, context, users, cache: as ``which_file`` takes them.
+        bandwidth: bytes per second of that memory.
+        every: all types of GGUF files that need no importance matrix, instead of the usual ones.
+
+    Returns:
+        The rows of ``which_file``, each also with ``users``, the conversations of that length for which there is room;
+        ``limit``, the tokens per second, of all users together, that reading weights and cache allows at ``bandwidth``,
+        None without it or where the format does not fit; ``left``, whether the format's library leaves the experts in
+        16 bits; and ``notebook``.
+
+    Raises:
+        ValueError: as ``which_file``; or the bytes of this model are not known.
+    """
+    experts = experts_of(config)
+    types = [kind for kind in GGUF_TYPES if kind not in NEED_IMATRIX and (every or kind in USUAL)]
+    names = {"16-bit": "BF16"} | {kind: kind for kind in IN_SAFETENSORS[1:]}
+    names |= {kind: f"model-{kind}.gguf" for kind in (*types, *([OF_EXPERTS] if experts else []))}
+    if experts and (settings_of(config).get("quantization_config") or {}).get("quant_method") != "mxfp4":
+        del names["MXFP4"]  # of experts in safetensors: where the maker publishes it
+    rows = which_file(names.values(), config, memory, context, users=users, cache=cache)
+    types_of = dict(zip(RUNTIMES, ("F16", cache), strict=True))
+    one = {name: cache_bytes(config, context, 1, name, types_of[name]) for name in RUNTIMES}
+    for row in rows:
+        kind, kept = row["format"], one[RUNTIMES[row["name"].endswith(".gguf")]]
+        room = memory - row["bytes"] - OVERHEAD
+        row["users"] = max(0, int(room // kept)) if kept else 0
+        read = bytes_read(config, kind, users) + users * kept
+        row["limit"] = users * bandwidth / read if bandwidth and row["fits"] else None
+        row["left"] = kind != "16-bit" and bool(left_in_16_bits(config, kind).get("expert"))
+        row["notebook"] = NOTEBOOKS.get(kind, "11_newer_formats" if kind in IN_SAFETENSORS else "05_gguf")
+        if experts and (kind in ("GPTQ", "AWQ", "MXFP4") or kind not in IN_SAFETENSORS):
+            row["notebook"] = "12_experts"
+    return rows

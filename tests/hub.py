@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -42,6 +43,9 @@ def serve(
         if (folder / "config.json").is_file():  # of which the hub repeats a part
             made = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
             listings[folder.name]["config"] = {"quantization_config": made} if made else {}
+        if (folder / "README.md").is_file():  # its card
+            base = re.findall(r"^base_model: (\S+)$", (folder / "README.md").read_text(encoding="utf-8"), re.M)
+            listings[folder.name]["cardData"] = {"base_model": base[0]} if base else {}
         sizes = {file.name: file.stat().st_size for file in files}
         trees[folder.name] = [{"type": "file", "path": n, "size": size, "oid": "0" * 40} for n, size in sizes.items()]
     uncut, by_name = {*cut}, {folder.name: folder for folder in folders}
@@ -59,7 +63,7 @@ def serve(
                 return self.answer(json.dumps([found for name, found in listings.items() if name != asked]).encode())
             model, name = path.partition("some/")[2].partition("/")[0], path.rpartition("/")[2]
             if model not in by_name:
-                return self.send_error(404)
+                return self.answer(b"", 404)
             file, headers, status = by_name[model] / name, {"X-Repo-Commit": listings[model]["sha"]}, 200
             if "/resolve/" not in path:
                 body = json.dumps((trees if "/tree/" in path else listings)[model]).encode()
@@ -86,7 +90,8 @@ def serve(
             self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, half: bool = False
         ) -> None:
             self.send_response(status)
-            for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            always = {"Content-Length": str(len(body)), "Access-Control-Allow-Origin": "*"}
+            for key, value in {**(headers or {}), **always}.items():
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":

@@ -16,7 +16,7 @@ from helpers import bytes_read, cache_bytes, distinct_experts, experts_in_memory
 from helpers.architecture import FAMILIES, kept_by_layers, model_weights  # noqa: E402
 from helpers.sizes import left_in_16_bits  # noqa: E402
 
-PUBLISHED = json.loads((ROOT / "tests" / "published.json").read_text(encoding="utf-8"))
+PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))
 
 COMMON = dict(
     num_hidden_layers=4,

@@ -14,7 +14,7 @@ import hub
 from execution import ROOT
 from helpers import bytes_read, cache_bytes, weight_bytes
 
-CONFIGS = json.loads((ROOT / "tests" / "published.json").read_text(encoding="utf-8"))["configs"]
+CONFIGS = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))["configs"]
 
 
 def fit(*words: str, **env: str) -> subprocess.CompletedProcess:

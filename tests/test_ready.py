@@ -28,7 +28,7 @@ from series.run import in_one_kernel
 from series.techniques import BY_NOTEBOOK, LOADS, TECHNIQUES
 from test_machine import LAPTOP, T4, machine
 
-PUBLISHED = json.loads((ROOT / "tests" / "published.json").read_text(encoding="utf-8"))
+PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))
 PAGE = "https://huggingface.co/owner/name"
 
 

@@ -152,6 +152,16 @@ def test_the_address_is_stamped_everywhere(path):
     assert stamp.badge(repository, tag, path.name) in texts[0]
 
 
+def test_the_readme_is_stamped_as_well(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert stamp.front(text, *stamp.address()) == text
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    stamp.stamp("some-body/a.name", "v9.1", tmp_path)
+    after = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "(https://some-body.github.io/a.name/)" in after and "leads nowhere" not in after
+    assert "github/some-body/a.name/blob/v9.1/notebooks/00_start_here.ipynb)" in after and "OWNER" not in after
+
+
 def test_another_address_reaches_badge_and_cell_and_nothing_else(path, tmp_path):
     (tmp_path / "notebooks").mkdir()
     copy = tmp_path / "notebooks" / path.name
