@@ -96,20 +96,32 @@ def router(inputs: Any) -> Any:
     return SHARPNESS * away / inputs.norm(dim=1).mean() * math.sqrt(inputs.shape[1]) / away.norm(dim=1, keepdim=True)
 
 
-def write_random(file: str, experts: int, chosen: int, inner: int, hidden: int = 1024, layers: int = 10) -> None:
+def write_random(
+    file: str,
+    experts: int,
+    chosen: int,
+    inner: int,
+    hidden: int = 1024,
+    layers: int = 10,
+    heads: int = 16,
+    pairs: int = 4,
+    context: int = 4096,
+) -> None:
     """A GGUF file of Llama's architecture with random weights in Q4_0: its answers mean nothing, its speed is real.
 
     Args:
         experts, chosen: in a layer, and for a token; 0 for a dense model.
         inner: the width of one feed-forward.
+        heads, pairs: of queries, and of keys and values.
+        context: tokens that the file says it is for.
     """
     import gguf
     import numpy as np
 
-    random, words, heads, pairs = np.random.default_rng(0), 2048, 16, 4
+    random, words = np.random.default_rng(0), 2048
     writer = gguf.GGUFWriter(f"{file}.part", "llama")
     writer.add_block_count(layers)
-    writer.add_context_length(4096)
+    writer.add_context_length(context)
     writer.add_embedding_length(hidden)
     writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
@@ -152,10 +164,14 @@ def write_random(file: str, experts: int, chosen: int, inner: int, hidden: int =
     os.rename(f"{file}.part", file)
 
 
-def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 0) -> float:
+def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 0, before: int = 0, cache: str = "F16") -> float:
     """Milliseconds of llama.cpp's fastest step that decodes one token for each of ``users`` conversations.
 
     Of ``steps``, or of more where they are short: one that is disturbed then counts for nothing.
+
+    Args:
+        before: tokens that each conversation has in the cache already.
+        cache: the type of keys and values; flash attention is on where it is not 'F16'.
     """
     import llama_cpp
 
@@ -164,19 +180,30 @@ def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 0) -> flo
         settings.n_gpu_layers = gpu_layers
         model = llama_cpp.llama_model_load_from_file(file.encode(), settings)
         room = llama_cpp.llama_context_default_params()
-        room.n_ctx, room.n_seq_max = 64 * users, users
+        room.n_ctx, room.n_seq_max = (64 + before) * users, users
         room.n_threads = room.n_threads_batch = os.cpu_count() or 1
+        if before or cache != "F16":
+            room.type_k = room.type_v = getattr(llama_cpp, f"GGML_TYPE_{cache}")
+            room.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         context = llama_cpp.llama_init_from_model(model, room)
-    batch, times = llama_cpp.llama_batch_init(users, 0, 1), []
-    batch.n_tokens = users
-    for step in range(steps or 10 + 50 // users):
-        for user in range(users):
-            batch.token[user], batch.pos[user], batch.logits[user] = (97 * user + step) % 2048, step, True
-            batch.n_seq_id[user], batch.seq_id[user][0] = 1, user
-        begun = time.perf_counter()
+    batch, times = llama_cpp.llama_batch_init(max(users, 512 if before else 0), 0, 1), []
+
+    def decode(rows: list[tuple[int, int]], logits: bool) -> None:
+        """One token at each (user, place)."""
+        batch.n_tokens = len(rows)
+        for row, (user, place) in enumerate(rows):
+            batch.token[row], batch.pos[row], batch.logits[row] = (97 * user + place) % 2048, place, logits
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, user
         if llama_cpp.llama_decode(context, batch):
-            raise RuntimeError(f"llama.cpp could not decode {users} tokens of {file}.")
+            raise RuntimeError(f"llama.cpp could not decode {len(rows)} tokens of {file}.")
         llama_cpp.llama_synchronize(context)
+
+    for user in range(users):
+        for start in range(0, before, 512):
+            decode([(user, place) for place in range(start, min(before, start + 512))], False)
+    for step in range(steps or 10 + 50 // users):
+        begun = time.perf_counter()
+        decode([(user, before + step) for user in range(users)], True)
         times.append(1000 * (time.perf_counter() - begun))
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(context)

@@ -62,7 +62,7 @@ def test_a_notebook_gets_to_its_answer(stem, in_colab):
         taken = f"0 runs measured here, {len(ladders('tiny'))} taken"
         assert any(taken in stand_in.said(cell) for cell in found["notebook"].cells if cell.cell_type == "code")
     else:  # the answer of the committed notebook may be another processor's: it must be one, and not a message
-        assert len(found["answer"].split()) > 5 and "Error" not in found["answer"], found["answer"]
+        assert len(found["answer"].split()) > 4 and "Error" not in found["answer"], found["answer"]
 
 
 def test_a_failed_installation_stops_the_notebook(python, hub, tmp_path, monkeypatch):
