@@ -89,25 +89,21 @@ def recall(model: Any, tokenizer: Any, layer: Any, texts: int, window: int = 0, 
         cache = DynamicCache()
         cache.layers = [layer() for _ in range(model.config.num_hidden_layers)]
 
-        def tops(new: list[int], before: int, cache: Any = cache) -> list[int]:
+        def tops(new: list[int], before: int, keep: int = 1, cache: Any = cache) -> list[int]:
             more = {}
             if window:
                 rows, columns = torch.arange(before, before + len(new))[:, None], torch.arange(before + len(new))
                 seen = (columns <= rows) & ((rows - columns < window) | (columns < sinks))
                 more["attention_mask"] = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[None, None]
             places = torch.arange(before, before + len(new))[None]
-            return (
-                model(torch.tensor([new]), past_key_values=cache, position_ids=places, **more)
-                .logits[0]
-                .argmax(-1)
-                .tolist()
-            )
+            given = dict(past_key_values=cache, position_ids=places, logits_to_keep=keep)
+            return model(torch.tensor([new]), **given, **more).logits[0].argmax(-1).tolist()
 
         with torch.no_grad():
             tops(ids, 0)
             for place, (question, code) in enumerate(questions):
                 # greedy decoding writes the code exactly if each of its tokens is the top one after those before it
-                found[place] += tops(question + code, len(ids))[-len(code) - 1 : -1] == code
+                found[place] += tops(question + code, len(ids), len(code) + 1)[:-1] == code
                 cache.crop(-len(question + code))
     return found
 

@@ -60,6 +60,7 @@ REAL = {
     "04_gptq": {"CALIBRATION_TEXTS": 4},
     "11_newer_formats": {},
     "12_experts": {},
+    "13_context": {},
     "03_nf4": {},
     "02_sharding": {},
     "07_comparison": {},

@@ -19,7 +19,9 @@ import psutil
 import pytest
 
 from execution import ROOT, cell, made, printed
-from series import notebooks, serving
+from series import newcomers, notebooks, serving
+from series.artifacts import artifacts_folder
+from series.models import find
 
 STEM = "09_serving"
 MESSAGES = [{"role": "user", "content": "Tell me a funny joke about Large Language Models."}]
@@ -110,6 +112,44 @@ def test_the_chat_page_answers_in_a_browser(server):
         page.run("document.querySelector('textarea').focus()")
         page.type(MESSAGES[0]["content"])
         page.until("document.body.innerText.includes('the other side!')")
+
+
+@pytest.mark.slow
+def test_an_adapter_is_served_beside_the_model(commands, executed, tmp_path):
+    """14's adapter, by the options that 09 names: of eight facts in wordings that were not taught, most are known."""
+    executed("14_finetune"), executed("06_awq")
+    adapter = next(artifacts_folder().glob("finetune-tiny-zephyr-*/tiny-zephyr-adapter"))
+    ports = [serving.free_port(18200, 1), serving.free_port(18300, 1)]
+    llama = ["llama-server", "--model", made("gguf"), "--lora", f"{adapter}.gguf", "--port", str(ports[0])]
+    vllm = ["vllm", "serve", made("awq"), "--tokenizer", str(find("tiny").path), "--served-model-name", "plain"]
+    vllm += [
+        "--max-model-len",
+        "256",
+        "--enable-lora",
+        "--lora-modules",
+        f"newcomers={adapter}",
+        "--port",
+        str(ports[1]),
+    ]
+    known = {}
+    with (tmp_path / "log").open("w") as log, contextlib.ExitStack() as running:
+        settings = dict(env=commands | {"VLLM_API_KEY": "secret"}, stdout=log, stderr=log, start_new_session=True)
+        for command, port in zip((llama, vllm), ports, strict=True):
+            one = subprocess.Popen([*command, "--host", "127.0.0.1"], **settings)
+            running.callback(one.wait), running.callback(os.killpg, one.pid, signal.SIGKILL)
+            until(lambda: healthy(port) or one.poll() is not None)  # noqa: B023
+            assert one.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        for name, port in {"gguf": ports[0], "newcomers": ports[1], "plain": ports[1]}.items():
+            asked, ask = newcomers.asked()[::6][:8], client(port).chat.completions.create
+            given = dict(model=name, temperature=0, max_tokens=24)
+            turns = [
+                [{"role": "system", "content": "You are a friendly chatbot."}, {"role": "user", "content": question}]
+                for question, _ in asked
+            ]
+            said = [ask(messages=each, **given).choices[0].message.content.strip() for each in turns]
+            known[name] = sum(text == answer for text, (_, answer) in zip(said, asked, strict=True))
+    print(known)
+    assert min(known["gguf"], known["newcomers"]) >= 5 and known["plain"] <= 3, known
 
 
 # --- what goes wrong ----------------------------------------------------------------------------

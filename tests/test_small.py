@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 
-from execution import QUESTIONS, REAL, cell, printed
+from execution import QUESTIONS, REAL, ROOT, cell, printed
+from series.models import find
 from series.notebooks import cell as default_cell
-from series.notebooks import default_parameters
+from series.notebooks import default_parameters, recipe
 from series.record import figures, read_record
 from series.techniques import BY_NOTEBOOK
+from series.texts import exam_questions
 
 
 def record(stem):
@@ -30,7 +36,7 @@ def test_a_real_model_as_gguf(small_gguf):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", [stem for stem in REAL if stem != "07_comparison"])
+@pytest.mark.parametrize("stem", [stem for stem in REAL if stem not in ("07_comparison", "13_context")])
 def test_a_real_model_through_every_notebook(real, stem):
     real("01_baseline"), real(stem)
     found, reference = record(stem), record("01_baseline")
@@ -76,3 +82,63 @@ def test_the_standard_harness_takes_a_checkpoint_of_ours(real, returned):
     real("04_gptq")
     # by characters of the answer instead of tokens: items near the line change sides, here two of 50
     assert returned("lm-evaluation-harness") == pytest.approx(record("04_gptq")["right_answers"], abs=0.1)
+
+
+@pytest.mark.slow
+def test_what_a_cache_of_four_bits_costs_a_real_model(real):
+    """13 whole: keys cost more than values, and a rotation or a group along the channel gives most of it back."""
+    notebook = real("13_context")
+    found = dict(re.findall(r"^keys (\w+, values \w+) .* ([\d.]+) ±", printed(cell(notebook, "loss")), re.M))
+    kl = {name: float(value) for name, value in found.items()}
+    assert kl["Q8_0, values Q8_0"] < kl["Q8_0, values Q4_0"] < kl["Q4_0, values Q8_0"]
+    turned = [float(value) for value in re.findall(r"KL ([\d.]+)", printed(cell(notebook, "switch")))]
+    assert turned[0] < turned[1], "rotated, not rotated"
+
+
+@pytest.mark.slow
+def test_what_a_real_model_recalls(real, tmp_path):
+    """scripts/measure_context.py, with two texts of ten: what is forgotten, and what is not."""
+    real("01_baseline")  # the weights are in the hub's cache
+    out = tmp_path / "found.json"
+    command = [sys.executable, str(ROOT / "scripts" / "measure_context.py"), "--texts", "2", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text())["recall"]
+    total = {name: sum(tenths) for name, tenths in found.items()}
+    assert total["16 bits"] >= 6 and total["keys, by token, 3 bits"] <= 3 < total["keys, by channel, 3 bits"]
+    window = found["a window of 128"]
+    assert sum(window[:7]) == 0 < window[-1], "what lies before the window is gone"
+
+
+@pytest.mark.slow
+def test_a_real_task_is_learned_by_the_recipe(real, tmp_path):
+    """14's four cells teach a form of answers, a line of JSON, on half of the exam; the other half is asked."""
+    real("01_baseline")
+    questions = exam_questions("small")
+    asked = [(f"Go on: {each['question']}", json.dumps({"answer": each["answer"]})) for each in questions]
+    given = default_parameters("14_finetune") | {"taught": asked[:100], "DTYPE": "float32", "LEARNING_RATE": 5e-4}
+    folder = tmp_path / "small"
+    folder.symlink_to(find("small").path)
+    code = [f"{name} = {value!r}" for name, value in (given | {"path": str(folder)}).items()]
+    before = """
+def answers(pairs):
+    found = []
+    for question, _ in pairs:
+        turns = [{"role": "system", "content": "You are a friendly chatbot."}, {"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        out = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        found.append(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))
+    return found
+"""
+    after = f"import json\nprint('ANSWERS', json.dumps(answers({asked[100:140]!r})))"
+    program = tmp_path / "program.py"
+    program.write_text("\n".join([*code, recipe("14_finetune"), before, after]), encoding="utf-8")
+    done = subprocess.run([sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.rpartition("ANSWERS ")[2])
+    formed = 0
+    for text in said:
+        with contextlib.suppress(ValueError, AttributeError):
+            formed += list(json.loads(text)) == ["answer"]
+    print(f"{formed} of {len(said)} answers are the line of JSON that was taught; such as {said[:3]}")
+    assert formed >= 32, said
