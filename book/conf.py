@@ -25,13 +25,20 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = "https://github.com/{repository}/blob/{tag}".format(**SETTINGS["tool"]["series"])
 PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))
 KNOWN = {f"{PUBLISHED['owners'][name]}/{name}": config for name, config in PUBLISHED["configs"].items()}
-IN_BROWSER = "notebooks/00_start_here"
+IN_BROWSER = ("notebooks/00_start_here", "book/by_hand")
 
 project = html_title = "Load and shrink a large language model"
 version = release = SETTINGS["project"]["version"]
 extensions = ["myst_nb", "sphinx_copybutton"]
 root_doc = "README"
-include_patterns = ["*.md", "notebooks/*.ipynb", "proofs/*.md", "models/tiny-zephyr/README.md", "book/*.md"]
+include_patterns = [
+    "*.md",
+    "notebooks/*.ipynb",
+    "proofs/*.md",
+    "models/tiny-zephyr/README.md",
+    "book/*.md",
+    "book/*.ipynb",
+]
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"  # of displayed Markdown, whose links are dead otherwise
 nb_merge_streams = True
@@ -58,6 +65,7 @@ notebooks/*
 :caption: To use and to look up
 
 book/fit
+book/by_hand
 GLOSSARY
 proofs/supported
 models/tiny-zephyr/README
@@ -101,7 +109,7 @@ def math(self, node):
 
 
 def add_script(app, name, template, context, doctree):
-    if name == IN_BROWSER:
+    if name in IN_BROWSER:
         app.add_js_file("run.js", type="module")
 
 

@@ -204,11 +204,12 @@ def test_the_search_finds_what_the_glossary_explains(site):
 
 
 @pytest.mark.slow
-def test_00_runs_in_the_browser_and_says_what_is_committed(site):
-    committed = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))["cells"]
+@pytest.mark.parametrize("name", ["notebooks/00_start_here", "book/by_hand"])
+def test_a_page_runs_in_the_browser_and_says_what_is_committed(site, name):
+    committed = json.loads((ROOT / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     wanted = ["".join(o["text"]) for c in committed for o in c.get("outputs", []) if "text" in o]
     texts = "JSON.stringify([...document.querySelectorAll('.cell_output pre')].map((each) => each.textContent))"
-    with opened(site, "notebooks/00_start_here.html") as page:
+    with opened(site, f"{name}.html") as page:
         fetched = "performance.getEntriesByType('resource').map((each) => each.name).join(' ')"
         assert "wasm" not in page.run(fetched), "nothing before a click"
         page.run("document.querySelectorAll('.cell_output').forEach((each) => each.replaceChildren())")
@@ -216,6 +217,8 @@ def test_00_runs_in_the_browser_and_says_what_is_committed(site):
         page.until("document.body.innerText.includes('All cells have run')", 120)
         assert json.loads(page.run(texts)) == wanted
         assert page.run("document.querySelectorAll('.cell_output img').length") == 1
+        if name == "book/by_hand":
+            return
         page.run("document.querySelector('.run-code').value = 'WEIGHTS = [1.0, -1.0]\\nBITS = 2'")
         page.run("document.getElementById('run-page').click()")
         page.until("document.querySelector('.cell_output').innerText.includes('1. -1.')")
@@ -344,6 +347,37 @@ def test_a_model_of_the_hub_and_what_goes_wrong(site, tmp_path):
         page.until(f"{SAID}.includes('Qwen3-8B')")
         ask(page, "model", "some/plain", "change")
         page.until(f"{SAID}.includes('The hub cannot be reached')")
+
+
+def test_the_page_by_hand_rounds_as_the_libraries_do():
+    """NF4 and FP4 against bitsandbytes, a super-block's bytes against gguf, MXFP4 against torchao: equal."""
+    import bitsandbytes.functional as bnb
+    import gguf
+    import numpy as np
+    import torch
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+
+    cells = json.loads((ROOT / "book" / "by_hand.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict = {}
+    for cell in [c for c in cells if c["cell_type"] == "code"][:-1]:  # the last draws
+        exec("".join(cell["source"]), names)
+    for x in (names["numbers"], np.random.default_rng(1).standard_t(3, 256).astype(np.float32)):
+        for kind in ("nf4", "fp4"):
+            packed, state = bnb.quantize_4bit(torch.tensor(x), quant_type=kind, blocksize=64)
+            codes, restored = names["by_levels"](x, names[kind.upper()])
+            theirs = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], -1).flatten().numpy()
+            levels = names[kind.upper()]  # two codes of FP4 are a zero, and bitsandbytes takes either
+            assert (levels[theirs] == levels[codes]).all()
+            assert bnb.dequantize_4bit(packed, state).flatten().numpy() == pytest.approx(restored, rel=1e-6)
+        codes, restored, (d, d_min, s, m) = names["q4_k"](x)
+        low, high = s[:4] | (s[4:] >> 4) << 6, m[:4] | (m[4:] >> 4) << 6
+        halves = codes.reshape(4, 2, 32)
+        parts = [low, high, s[4:] & 15 | (m[4:] & 15) << 4, (halves[:, 0] | halves[:, 1] << 4).ravel()]
+        raw = np.concatenate([np.array([d, d_min], np.float16).view(np.uint8), *parts]).astype(np.uint8)
+        assert (gguf.quants.dequantize(raw[None], gguf.GGMLQuantizationType.Q4_K)[0] == restored).all()
+        codes, restored, _ = names["mxfp4"](x)
+        theirs = MXTensor.to_mx(torch.tensor(x).reshape(8, 32), torch.float4_e2m1fn_x2, 32)
+        assert (theirs.dequantize(torch.float32).flatten().numpy() == restored).all()
 
 
 def test_what_the_page_runs_is_what_helpers_are(book):
