@@ -234,16 +234,20 @@ def test_a_file_that_is_not_pyodides_is_refused(book, pyodide, tmp_path):
 
 
 @pytest.mark.slow
-def test_will_it_fit_says_the_bytes_of_helpers(site):
-    """Every known model, with settings that nothing was computed for: weights, needs, users, and the limit."""
-    with opened(site, "book/fit.html") as page:
+def test_will_it_fit_says_the_bytes_of_helpers(site, tmp_path):
+    """Every known model, from a hub, with settings that nothing was computed for: weights, needs, users, the limit."""
+    for name, config in PUBLISHED["configs"].items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    folders = [tmp_path / name for name in PUBLISHED["configs"]]
+    with hub.serve(*folders) as (address, sent), opened(site, "book/fit.html", address) as page:
         page.until(f"{SAID}.includes('Qwen3-8B')")
         assert "wasm" not in page.run("performance.getEntriesByType('resource').map((each) => each.name).join(' ')")
         for name, value in {"card": "A100 80 GB", "context": 20000, "users": 3, "cache": "Q8_0"}.items():
             ask(page, name, value)
         memory = USABLE * CARDS["A100 80 GB"].memory
-        for model, config in CONFIGS.items():
-            ask(page, "model", model, "change")
+        for name, config in PUBLISHED["configs"].items():
+            ask(page, "model", model := f"some/{name}", "change")
             page.until(f"{SAID}.startsWith('{model}') && {SAID}.includes('20,000 tokens')", 90)
             table = rows_of(page)
             assert {"16-bit", "NF4", "AWQ", "Q4_K_M"} <= {*table}, model
@@ -258,6 +262,7 @@ def test_will_it_fit_says_the_bytes_of_helpers(site):
                     assert int(users.replace(",", "")) == int((memory - weights - 1e9) // one)
                     read = bytes_read(config, kind, 3) + 3 * one
                     assert int(limit.replace(",", "")) == pytest.approx(3 * 2039e9 / read, abs=1)
+        assert {name for name, _ in sent} == {"config.json"} and len(sent) == len(folders)
 
 
 @pytest.mark.slow

@@ -410,6 +410,36 @@ def test_what_12_says_of_a_gpu():
     assert " ".join(f"{row['ms']['64']:.2f}" for row in (mixture, small, large)) in said
 
 
+def test_what_13_says_of_a_real_model_and_of_a_gpu():
+    """By the committed files: a difference that the text names is larger than two standard errors, or called none."""
+    found, card = (
+        json.loads((ROOT / "benchmarks" / f"context-{name}.json").read_text(encoding="utf-8"))
+        for name in ("small", "h200")
+    )
+    asked = 10 * found["texts"]
+    share = {name: sum(tenths) / asked for name, tenths in found["recall"].items()}
+    error = {name: (one * (1 - one) / asked) ** 0.5 for name, one in share.items()}
+
+    def apart(one: str, other: str) -> float:
+        return (share[one] - share[other]) / (error[one] ** 2 + error[other] ** 2) ** 0.5
+
+    assert share["16 bits"] < 0.5
+    assert all(abs(apart("16 bits", name)) < 2 for name in share if name.startswith("values"))
+    for name in ("keys, by token, 3 bits", "keys, rotated, 3 bits"):
+        assert share[name] < share["16 bits"] / 2 and apart("keys, by channel, 3 bits", name) > 2
+    window, sinks = (found["recall"][f"a window of 128{more}"] for more in ("", ", and the first 4 tokens"))
+    assert sum(window[:8]) == sum(sinks[:8]) == 0 < window[-1]
+    drafts = found["drafts"]
+    said = default_cell("13_context", "exercises")["source"]
+    assert f"an NF4 draft made it {drafts['NF4 drafts 4']['times']} times as fast" in said
+    assert f"made it {drafts['the prompt is looked up']['times']} times as fast" in said
+    assert all(row["same"] == row["texts"] == 10 for row in drafts.values())
+    ms = {(row["users"], row["tokens"], row["cache"]): row["ms"] for row in card["rows"]}
+    slower = [ms[users, 32_512, kind] / ms[users, 32_512, "F16"] for users in (1, 16) for kind in ("Q8_0", "Q4_0")]
+    assert f"{min(slower):.1f} to {max(slower):.0f} times" in default_cell("13_context", "draft-text")["source"]
+    assert all(ms[users, tokens, kind] > ms[users, tokens, "F16"] for users, tokens, kind in ms if kind != "F16")
+
+
 @pytest.mark.parametrize("stem", ["12_experts"])
 def test_what_12_says_of_four_bits(executed, stem):
     """The table under the measure: what was hardly touched is nearest, and what has shrunk has a third of the bytes."""
