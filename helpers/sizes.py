@@ -417,27 +417,39 @@ def bytes_read(
     return round(total)
 
 
-def experts_in_memory(config: Any, kind: str, room: float, context: int = 4096) -> tuple[int, int, int]:
+def experts_in_memory(
+    config: Any,
+    kind: str,
+    room: float,
+    context: int = 4096,
+    users: int = 1,
+    cache: str = "F16",
+    imatrix: bool = False,
+) -> tuple[int, int, int]:
     """How many layers' experts must stay in ordinary memory, so that all else fits on a card: llama.cpp's --n-cpu-moe.
 
     Args:
         kind: the format, such as 'Q4_K_M'.
         room: bytes of the card; the cache and 1 GB for the libraries are counted too.
+        context, users, cache: tokens of each conversation, conversations at once, and the type of keys and values.
+        imatrix: whether the file is made with an importance matrix.
 
     Returns:
-        The layers, bytes on the card, and bytes of experts in memory. Where all experts are there and it still does
-        not fit, the bytes on the card are more than ``room``.
+        The layers, the first ones, of which some may be dense; bytes on the card; and bytes of experts in memory. Where
+        all experts are there and it still does not fit, the bytes on the card are more than ``room``.
     """
-    experts = [size for w, size in _bytes_of_all(config, kind) if w.role == "expert"]
-    layers = len(experts) // 2  # a layer has two stacks
-    rest = weight_bytes(config, kind) - sum(experts)
-    rest += cache_bytes(config, context, runtime="llama.cpp") + OVERHEAD
-    for count in range(layers + 1):
-        in_memory = sum(experts[: 2 * count])  # of the first layers
-        on_card = rest + sum(experts) - in_memory
-        if on_card <= room:
+    experts: dict[int, float] = {}  # by layer
+    for weight, size in _bytes_of_all(config, kind, 4, 128, imatrix):
+        if weight.role == "expert" and (found := re.search(r"\.(\d+)\.", weight.name)):
+            experts[int(found[1])] = experts.get(int(found[1]), 0) + size
+    total = weight_bytes(config, kind, imatrix=imatrix) + OVERHEAD
+    total += cache_bytes(config, context, users, "llama.cpp", cache)
+    in_memory, count = 0.0, 0
+    for layer in sorted(experts):
+        if total - in_memory <= room:
             break
-    return count, round(on_card), round(in_memory)
+        in_memory, count = in_memory + experts[layer], layer + 1
+    return count, round(total - in_memory), round(in_memory)
 
 
 def cache_bytes(config: Any, context: int, batch: int = 1, runtime: str = "transformers", kind: str = "F16") -> int:

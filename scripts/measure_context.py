@@ -151,7 +151,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.cache_utils import DynamicLayer
 
-    folder = given.folder or find("small").path
+    folder = given.folder or str(find("small").fetch())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     names = rounding(model)

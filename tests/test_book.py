@@ -301,11 +301,17 @@ def test_what_others_get_wrong(site):
 @pytest.mark.slow
 def test_a_model_of_the_hub_and_what_goes_wrong(site, tmp_path):
     """A configuration; a repository of GGUF files by its base model; and a sentence for each that cannot be counted."""
-    config = json.dumps(CONFIGS["Qwen/Qwen3-8B"] | {"num_hidden_layers": 30})
+    sizes = {"num_hidden_layers": 8, "hidden_size": 1024, "intermediate_size": 3072, "vocab_size": 32_000}
+    config, many = json.dumps(CONFIGS["Qwen/Qwen3-8B"] | sizes), "x" * 40_000_000
     files = {
         "plain": {"config.json": config, "model.safetensors": "x" * 1000},
-        "plain-GGUF": {"README.md": "---\nbase_model: some/plain\n---\n", "plain-Q4_K_M.gguf": "x" * 4000},
+        "plain-GGUF": {"README.md": "---\nbase_model: some/plain\n---\n", "plain-Q4_K_M.gguf": many},
         "adapter": {"adapter_config.json": "{}", "README.md": "---\nbase_model: some/plain\n---\n"},
+        "stub-GGUF": {
+            "README.md": "---\nbase_model: some/plain\n---\n",
+            "config.json": '{"model_type": "llama"}',  # as many GGUF repositories have it
+            "stub-Q8_0.gguf": many,
+        },
         "broken": {"config.json": "{}"},
         "strange": {"config.json": json.dumps({"model_type": "of-tomorrow", "hidden_size": 8})},
         "empty": {"README.md": "nothing"},
@@ -326,20 +332,35 @@ def test_a_model_of_the_hub_and_what_goes_wrong(site, tmp_path):
         said("some/plain", "some/plain")
         expected = weight_bytes(json.loads(config), "Q4_K_M", imatrix=True)
         assert float(rows_of(page)["Q4_K_M"][0]) == pytest.approx(expected / 1e9, abs=0.051)
-        said(f"{'https://huggingface.co'}/some/plain/tree/main", "some/plain")
+        for name in (
+            "https://huggingface.co/some/plain/tree/main",
+            "hf.co/some/plain",
+            "some/plain:Q4_K_M",
+            "some/plain/",
+        ):
+            said(name, "some/plain")
         found = said("some/plain-GGUF", "What some/plain-GGUF has")
         assert "plain-Q4_K_M.gguf" in found and "hf download some/plain-GGUF plain-Q4_K_M.gguf" in found
         said("some/adapter", "is an adapter of some/plain")
-        said("some/empty", "has no config.json, and its page names no base model")
+        said("some/empty", "has no whole config.json, and its page names no base model")
         said("some/absent", "there is no such repository")
         said("nothing", "no hub id such as owner/name")
         said("some/strange", "of-tomorrow")
-        said("some/broken", "This configuration has no model_type")
+        said("some/broken", "has no whole config.json, and its page names no base model")
+        assert "some/stub-GGUF" in said("some/stub-GGUF", "What some/stub-GGUF has") and "5.81 billion" in page.run(
+            SAID
+        )
         for value in ("0", "-3", ""):
             ask(page, "model", "some/plain", "change")
             ask(page, "context", value)
             page.until(f"{SAID}.includes('numbers above 0')")
             ask(page, "context", 8192)
+        ask(page, "config", config, "change")
+        page.until(f"{SAID}.startsWith('your configuration') && {SAID}.includes('billion')")
+        said("openai/gpt-oss-20b", "gpt_oss: 20.91 billion")  # the paste is gone
+        ask(page, "context", 4096)
+        page.until(f"{SAID}.includes('4,096 tokens')")
+        assert "gpt_oss" in page.run(SAID)
         ask(page, "config", '{"vision_config": {}}', "change")
         page.until(f"{SAID}.includes('no model_type')")
         ask(page, "config", "{", "change")
@@ -383,6 +404,77 @@ def test_the_page_by_hand_rounds_as_the_libraries_do():
         codes, restored, _ = names["mxfp4"](x)
         theirs = MXTensor.to_mx(torch.tensor(x).reshape(8, 32), torch.float4_e2m1fn_x2, 32)
         assert (theirs.dequantize(torch.float32).flatten().numpy() == restored).all()
+
+
+@pytest.fixture(scope="module")
+def fit():
+    """``fit(config, **question)``: the page's answer, from Python."""
+    sys.path.insert(0, str(ROOT / "book"))
+    import fit_page
+
+    return lambda config, **given: fit_page.answer(fit_page.DEFAULT | {"name": "o/m", "config": config} | given)
+
+
+def how(found: dict, name: str) -> str:
+    return next(row["how"] for row in [*found["files"], *found["rows"]] if name in (row["name"], row["format"]))
+
+
+QWEN, MOE = CONFIGS["Qwen/Qwen3-8B"], CONFIGS["Qwen/Qwen3-30B-A3B"]
+
+
+@pytest.mark.parametrize(
+    "config, given, words",
+    [
+        (QWEN, {"context": "x"}, "numbers above 0"),
+        (QWEN, {"users": "1e400"}, "numbers above 0"),
+        (QWEN, {"bandwidth": "-300"}, "numbers above 0"),
+        (QWEN | {"hidden_size": -4096}, {}, "its hidden_size is -4096"),
+        (QWEN | {"num_key_value_heads": -8}, {}, "its num_key_value_heads is -8"),
+        (QWEN | {"layer_types": ["full_attention"]}, {"context": 9}, ""),
+        (MOE | {"num_experts_per_tok": 0}, {}, "how many a token goes through"),
+        ({"model_type": "llama"}, {}, "leaves out how large it is"),
+        ({"model_type": "whisper", "d_model": 8}, {}, "Known are deepseek_v3"),
+        ("x", {}, "this is no config.json"),
+        (QWEN | {"head_dim": "wide"}, {}, "cannot be meant"),
+    ],
+)
+def test_a_question_that_cannot_be_meant_gets_a_sentence(fit, config, given, words):
+    found = fit(config, **given)
+    assert words in found["error"] if words else {"error", "rows"} & found.keys()
+
+
+def test_a_command_is_one_that_can_be_pasted(fit):
+    """Quoted, with its parts, of the right repository, for what fits; and 'OWNER' where somebody else must have it."""
+    gguf = {"Q/M-Q8_0-00001-of-00002.gguf": 5e9, "Q/M-Q8_0-00002-of-00002.gguf": 4e9, "$(touch x)-Q4_K_M.gguf": 5e9}
+    beside = {"mmproj-F16.gguf": 1e9, "MTP/M-MTP-Q8_0.gguf": 5e8}
+    found = fit(QWEN, repository="a/M-GGUF", base="o/m", sizes=gguf | beside)
+    assert [row["name"] for row in found["files"]] == ["Q/M-Q8_0.gguf", "$(touch x)-Q4_K_M.gguf"]
+    assert how(found, "Q/M-Q8_0.gguf") == "hf download a/M-GGUF --include 'Q/M-Q8_0-*.gguf'"
+    assert how(found, "$(touch x)-Q4_K_M.gguf") == "hf download a/M-GGUF '$(touch x)-Q4_K_M.gguf'"
+    assert how(found, "model-Q8_0.gguf") == "llama-server -hf a/M-GGUF:Q8_0 -c 8192 -np 1"
+    assert how(found, "model-Q6_K.gguf").startswith("llama-server -hf OWNER/m-GGUF:Q6_K ")
+    assert how(found, "NF4") == "uv run recipes/03_nf4.py --model o/m"
+    assert not fit(QWEN, repository="a/m", sizes={"model.safetensors": 16e9, "mmproj-F16.gguf": 1e9})["files"]
+    assert not any(row["how"] for row in fit(QWEN, memory=2, repository="a/m", sizes=gguf)["files"])
+    assert not any(row["how"] for row in fit(QWEN, name="your configuration")["rows"])
+    quantized = QWEN | {"quantization_config": {"quant_method": "gptq"}}
+    parts = {"model-1.safetensors": 3e9, "model-2.safetensors": 3e9, "original/model.safetensors": 6e9}
+    found = fit(quantized, repository="a/m-GPTQ", name="a/m-GPTQ", sizes=parts)
+    assert found["files"][0]["bytes"] == 6e9 and not how(found, "NF4")
+    assert "vllm" not in "".join(row["how"] for row in fit(QWEN, card="", memory=32)["rows"])
+
+
+def test_experts_in_memory_count_from_the_first_layer_and_with_the_cache(fit):
+    """llama.cpp counts all layers: DeepSeek's first three are dense; and a cache of four bits leaves more room."""
+    deepseek, room = CONFIGS["deepseek-ai/DeepSeek-V3"], USABLE * CARDS["H200"].memory
+    layers, on_card, in_memory = experts_in_memory(deepseek, "Q2_K", room)
+    last, _, all_of_them = experts_in_memory(deepseek, "Q2_K", 0)
+    assert last == 61 and on_card <= room and in_memory == pytest.approx((layers - 3) * all_of_them / 58, rel=0.05)
+    number = [
+        int(re.search(r"--n-cpu-moe (\d+)", how(fit(MOE, context=65_536, cache=cache), "Q4_K_M"))[1])
+        for cache in ("F16", "Q4_0")
+    ]
+    assert number[0] > number[1] > 0
 
 
 def test_what_the_page_runs_is_what_helpers_are(book):

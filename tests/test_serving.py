@@ -121,7 +121,7 @@ def test_an_adapter_is_served_beside_the_model(commands, executed, tmp_path):
     adapter = next(artifacts_folder().glob("finetune-tiny-zephyr-*/tiny-zephyr-adapter"))
     ports = [serving.free_port(18200, 1), serving.free_port(18300, 1)]
     llama = ["llama-server", "--model", made("gguf"), "--lora", f"{adapter}.gguf", "--port", str(ports[0])]
-    vllm = ["vllm", "serve", made("awq"), "--tokenizer", str(find("tiny").path), "--served-model-name", "plain"]
+    vllm = ["vllm", "serve", made("awq"), "--tokenizer", str(find("tiny").fetch()), "--served-model-name", "plain"]
     vllm += [
         "--max-model-len",
         "256",
@@ -136,7 +136,7 @@ def test_an_adapter_is_served_beside_the_model(commands, executed, tmp_path):
         settings = dict(env=commands | {"VLLM_API_KEY": "secret"}, stdout=log, stderr=log, start_new_session=True)
         for command, port in zip((llama, vllm), ports, strict=True):
             one = subprocess.Popen([*command, "--host", "127.0.0.1"], **settings)
-            running.callback(one.wait), running.callback(os.killpg, one.pid, signal.SIGKILL)
+            running.callback(one.wait), running.callback(one.terminate)
             until(lambda: healthy(port) or one.poll() is not None)  # noqa: B023
             assert one.poll() is None, (tmp_path / "log").read_text()[-3000:]
         for name, port in {"gguf": ports[0], "newcomers": ports[1], "plain": ports[1]}.items():

@@ -118,7 +118,7 @@ def test_a_real_task_is_learned_by_the_recipe(real, tmp_path):
     asked = [(f"Go on: {each['question']}", json.dumps({"answer": each["answer"]})) for each in questions]
     given = default_parameters("14_finetune") | {"taught": asked[:100], "DTYPE": "float32", "LEARNING_RATE": 5e-4}
     folder = tmp_path / "small"
-    folder.symlink_to(find("small").path)
+    folder.symlink_to(find("small").fetch())
     code = [f"{name} = {value!r}" for name, value in (given | {"path": str(folder)}).items()]
     before = """
 def answers(pairs):

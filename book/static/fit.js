@@ -6,6 +6,7 @@ const at = (name) => document.getElementById(`fit-${name}`);
 const known = await (await fetch(new URL("fit-first.json", import.meta.url))).json();
 let model = {}; // its name, its configuration, and what the hub lists
 let reply; // of Python, when it has come
+let turn = 0; // of two questions the later one is answered
 
 const HEADERS = ["format", "GB", "needs", "fits", "users", "tokens/s", "see"];
 const gb = (bytes) => (bytes == null ? "?" : (bytes / 1e9).toFixed(1));
@@ -23,7 +24,7 @@ function table(rows, place) {
   const made = element("table", "", box);
   const head = element("tr", "", element("thead", "", made));
   const ours = rows.some((row) => row.notebook);
-  for (const name of ours ? HEADERS : ["file", ...HEADERS.slice(1, 4)]) element("th", name, head);
+  for (const name of ours ? HEADERS : ["file", ...HEADERS.slice(1, 4)]) element("th", name, head).scope = "col";
   const body = element("tbody", "", made);
   for (const row of rows) {
     const line = element("tr", "", body);
@@ -48,7 +49,7 @@ function table(rows, place) {
 
 function command(row) {
   at("how").replaceChildren();
-  element("span", `To run ${row.name.endsWith(".gguf") && !row.notebook ? row.name : row.format}: `, at("how"));
+  element("span", `${row.notebook ? "To run" : "To fetch"} ${row.name.endsWith(".gguf") && !row.notebook ? row.name : row.format}: `, at("how"));
   element("code", row.how, at("how"));
 }
 
@@ -78,19 +79,25 @@ function asked() {
 // What the book's builder has computed is shown at once; Python is fetched when something else is asked.
 async function update() {
   if (!model.config) return;
+  const mine = ++turn;
   const question = asked();
-  const computed = !model.repository && !+question.bandwidth && known.answers[model.name]?.[question.card];
+  const computed = model.config === known.configs[model.name] && !+question.bandwidth && known.answers[model.name][question.card];
   const same = ([name, value]) => name === "card" || String(question[name] || 0) === String(value);
   if (computed && Object.entries(known.default).every(same)) return show(computed);
   try {
-    if (!reply) at("state").textContent = "Python is being fetched (about 13 MB, once) ...";
+    if (!reply) {
+      at("answer").replaceChildren();
+      at("state").textContent = "Python is being fetched (about 13 MB, once) ...";
+    }
     reply ??= await load();
+    if (mine !== turn) return;
     at("state").textContent = "";
+    show(JSON.parse(reply(JSON.stringify(question))));
   } catch (error) {
+    if (mine !== turn) return;
+    at("answer").replaceChildren();
     at("state").textContent = `${error.message} Without Python, only the known models with the settings above are shown.`;
-    return;
   }
-  show(JSON.parse(reply(JSON.stringify(asked()))));
 }
 
 async function load() {
@@ -119,53 +126,62 @@ async function get(address, name) {
   throw new Said(`The hub does not give ${name}: ${why[answer.status] ?? `it answered ${answer.status}`}.`);
 }
 
-async function listing(text) {
-  const plain = text.trim().replace(/^https?:\/\/(huggingface\.co|hf\.co)\//, "").replace(/\/(tree|blob)\/[^?#]*/, "");
-  const [name, revision = "main"] = plain.replace(/[?#].*$/, "").replace(/\/$/, "").split("@");
-  if (!/^[\w.-]+\/[\w.-]+$/.test(name)) throw new Said(`${JSON.stringify(text)} is no model here, and no hub id such as owner/name.`);
+// 'owner/name', with '@revision' or ':Q4_K_M', or the address of a page of the hub
+function parsed(text) {
+  const page = text.match(/^(?:https?:\/\/)?(?:www\.)?(?:huggingface\.co|hf\.co)\/([\w.-]+\/[\w.-]+)(?:\/(?:tree|blob|resolve|raw)\/([^/?#]+))?/);
+  const plain = text.replace(/\/+$/, "").match(/^([\w.-]+\/[\w.-]+)(?:@([^:\s]+))?(?::[\w.-]+)?$/);
+  const [, name, revision = "main"] = page ?? plain ?? [];
+  if (!name) throw new Said(`${JSON.stringify(text)} is no model here, and no hub id such as owner/name.`);
+  return { name, revision };
+}
+
+async function fromHub({ name, revision }) {
   const said = await get(`${HUB}/api/models/${name}/revision/${encodeURIComponent(revision)}?blobs=true`, name);
+  const files = said.siblings ?? [];
+  const has = (file) => files.some((each) => each.rfilename === file);
   const sizes = {};
-  for (const file of said.siblings ?? []) {
-    if (/\.(safetensors|gguf)$/.test(file.rfilename) && file.size) sizes[file.rfilename] = file.size;
-  }
-  return { name, revision, sizes, has: (file) => (said.siblings ?? []).some((each) => each.rfilename === file), card: said.cardData ?? {} };
+  for (const file of files) if (/\.(safetensors|gguf)$/.test(file.rfilename) && file.size) sizes[file.rfilename] = file.size;
+  const base = [said.cardData?.base_model].flat()[0];
+  if (has("adapter_config.json") && !has("config.json"))
+    throw new Said(`${name} is an adapter${base ? ` of ${base}: ask for that` : ""}. An adapter itself has a few MB.`);
+  const found = { name, repository: name, base, sizes };
+  const config = has("config.json") && (await get(`${HUB}/${name}/resolve/${encodeURIComponent(revision)}/config.json`, name));
+  const whole = config && (config.num_hidden_layers || config.hidden_size || Object.values(config).some((part) => part?.hidden_size));
+  if (whole) return { ...found, config };
+  if (!base) throw new Said(`${name} has no whole config.json, and its page names no base model. Ask for the model that it was made of.`);
+  return { ...found, config: await get(`${HUB}/${base}/resolve/main/config.json`, base) }; // of GGUF files
 }
 
-async function fromHub(text) {
-  const found = await listing(text);
-  const base = [found.card.base_model].flat()[0];
-  if (found.has("adapter_config.json") && !found.has("config.json"))
-    throw new Said(`${found.name} is an adapter${base ? ` of ${base}: ask for that` : ""}. An adapter itself has a few MB.`);
-  let { name, revision } = found;
-  if (!found.has("config.json")) {
-    if (!base) throw new Said(`${name} has no config.json, and its page names no base model. Ask for the model that it was made of.`);
-    [name, revision] = [base, "main"]; // of GGUF files: the configuration is the base model's
-  }
-  const config = await get(`${HUB}/${name}/resolve/${encodeURIComponent(revision)}/config.json`, name);
-  return { name: found.name, repository: found.name, config, sizes: found.sizes };
-}
-
-async function choose() {
+async function choose(event) {
   const text = at("model").value.trim();
-  const place = at("answer");
+  if (event?.target === at("model")) at("config").value = "";
+  const mine = ++turn;
+  at("answer").replaceChildren();
   at("state").textContent = "";
   model = {};
   try {
+    let found;
     if (at("config").value.trim()) {
-      let config;
       try {
-        config = JSON.parse(at("config").value);
+        found = { name: "your configuration", config: JSON.parse(at("config").value) };
       } catch (error) {
         throw new Said(`This is no config.json: ${error.message}.`);
       }
-      model = { name: text || "your configuration", config };
-    } else if (known.configs[text]) model = { name: text, config: known.configs[text] };
-    else if (text) model = await fromHub(text);
+    } else if (text) {
+      const { name, revision } = parsed(text);
+      if (Object.hasOwn(known.configs, name)) found = { name, config: known.configs[name] };
+      else at("state").textContent = "The hub is being asked ...";
+      found ??= await fromHub({ name, revision });
+    }
+    if (mine !== turn) return;
+    at("state").textContent = "";
+    model = found ?? {};
     await update();
   } catch (error) {
+    if (mine !== turn) return;
+    at("state").textContent = "";
     if (!(error instanceof Said)) throw error;
-    place.replaceChildren();
-    element("p", error.message, place).className = "fit-error";
+    element("p", error.message, at("answer")).className = "fit-error";
   }
 }
 
@@ -178,5 +194,4 @@ at("form").addEventListener("submit", (event) => event.preventDefault());
 for (const name of ["model", "config"]) at(name).addEventListener("change", choose);
 for (const name of ["card", "memory", "bandwidth", "context", "users", "cache"]) at(name).addEventListener("input", update);
 at("model").value = "Qwen/Qwen3-8B";
-at("form").addEventListener("focusin", () => load().catch(() => {}), { once: true }); // it comes while the reader types
 await choose();

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("-np", "--parallel", type=int, default=1)
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("-ngl", "--gpu-layers", type=int, default=-1)
+    parser.add_argument("--lora", help="an adapter, as a GGUF file")
     parser.add_argument("--metrics", action="store_true")
     given = parser.parse_args()
 
@@ -31,6 +32,10 @@ def main() -> None:
     params.hostnames, params.port = [given.host], given.port
     params.n_ctx, params.n_parallel, params.n_gpu_layers = given.ctx_size, given.parallel, given.gpu_layers
     params.cpuparams.n_threads, params.endpoint_metrics = given.threads, given.metrics
+    if given.lora:
+        adapter = xllamacpp.CommonAdapterLoraInfo()
+        adapter.path, adapter.scale = given.lora, 1.0
+        params.lora_adapters = [adapter]
     params.verbosity = 4  # with what the model and its cache take
     if key := os.environ.get("LLAMA_API_KEY"):
         params.api_keys = [key]
