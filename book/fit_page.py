@@ -82,9 +82,8 @@ def _require_sizes(config: Any) -> None:
             raise ValueError(f"its {name} is {value}.")
 
 
-def _answer(
-    asked: dict[str, Any], config: dict[str, Any], memory: float, speed: float, context: int, users: int, cache: str
-) -> dict[str, Any]:
+def _answer(asked: dict[str, Any], config: Any, memory: float, speed: float, *how: Any) -> dict[str, Any]:
+    context, users, cache = how
     rows = will_fit(config, memory, context, users, cache, speed)
     settings, count = settings_of(config), sum(weight.count for weight in model_weights(config))
     experts = experts_of(config)
@@ -105,10 +104,10 @@ def _answer(
     longest = settings.get("max_position_embeddings")
     if longest and context > longest:
         about.append(f"Its configuration is for {longest:,} tokens at most.")
-    files = _files(asked, config, count, memory, context, users, cache)
+    files = _files(asked, config, count, memory, *how)
     there = {row["format"] for row in files}
     for row in rows:
-        row["how"] = _how(row, asked, there, config, memory, context, users, cache)
+        row["how"] = _how(row, asked, there, config, memory, *how)
     return {"about": [text.strip() for text in about], "rows": rows, "files": files}
 
 

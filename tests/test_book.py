@@ -347,7 +347,7 @@ def test_a_model_of_the_hub_and_what_goes_wrong(site, tmp_path):
         said("nothing", "no hub id such as owner/name")
         said("some/strange", "of-tomorrow")
         said("some/broken", "has no whole config.json, and its page names no base model")
-        assert "some/stub-GGUF" in said("some/stub-GGUF", "What some/stub-GGUF has") and "5.81 billion" in page.run(
+        assert "some/stub-GGUF" in said("some/stub-GGUF", "What some/stub-GGUF has") and "0.22 billion" in page.run(
             SAID
         )
         for value in ("0", "-3", ""):

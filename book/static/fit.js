@@ -105,8 +105,6 @@ async function load() {
   return pyodide.runPython("from fit_page import reply; reply");
 }
 
-// --- the hub ---------------------------------------------------------------------------------------------------------
-
 class Said extends Error {}
 
 async function get(address, name) {

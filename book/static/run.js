@@ -91,13 +91,10 @@ async function run() {
       editable(cell);
       await new Promise((done) => setTimeout(done)); // the page is drawn between two cells
       const found = runCell(cell.code.value);
-      const [text, wrong, pictures] = found.toJs();
+      const shown = found.toJs(); // text, error, pictures
       found.destroy();
-      show(cell, [text, wrong, pictures]);
-      if (wrong) {
-        state.textContent = `Cell ${number + 1} ended with an error. Change it, and run all again.`;
-        return;
-      }
+      show(cell, shown);
+      if (shown[1]) return void (state.textContent = `Cell ${number + 1} ended with an error. Change it, and run all again.`);
     }
     state.textContent = "All cells have run. Change one, and run all again.";
   } catch (error) {
