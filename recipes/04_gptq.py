@@ -76,6 +76,14 @@ def require_room(path, share):
         sys.exit(f"This takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free.")
 
 
+def without_a_gpu():
+    """gptqmodel takes Triton's kernels wherever Triton can be imported, and those need a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.modules["triton"] = None
+
+
 def ready(checkpoint, made):
     """Let ``made`` be a checkpoint that somebody has made: a folder or a file, or one of the hub."""
     from huggingface_hub import snapshot_download
@@ -120,6 +128,7 @@ TEXTS = [
 
 def main():
     given = arguments()
+    without_a_gpu()
     path = links(given.model, given.out, weights=not given.ready)
     MAX_NEW_TOKENS = given.max_new_tokens
     BITS = given.bits

@@ -79,6 +79,24 @@ def require_room(path, share):
         sys.exit(f"This takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free.")
 
 
+def require_gpu():
+    """End with a sentence where vLLM's build for GPUs, which uv installs, finds none."""
+    from importlib import metadata
+
+    import torch
+
+    if not torch.cuda.is_available() and any(found.name == "vllm" for found in metadata.distributions()):
+        sys.exit("vLLM as installed here needs an NVIDIA GPU, and there is none. recipes/05_gguf.py needs none.")
+
+
+def without_a_gpu():
+    """gptqmodel takes Triton's kernels wherever Triton can be imported, and those need a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.modules["triton"] = None
+
+
 def ready(checkpoint, made):
     """Let ``made`` be a checkpoint that somebody has made: a folder or a file, or one of the hub."""
     from huggingface_hub import snapshot_download
@@ -123,6 +141,8 @@ TEXTS = [
 
 def main():
     given = arguments()
+    require_gpu()
+    without_a_gpu()
     path = links(given.model, given.out, weights=not given.ready)
     MAX_NEW_TOKENS = given.max_new_tokens
     GROUP_SIZE = given.group_size

@@ -98,6 +98,26 @@ def require_room(path, share):
     if needed > free:
         sys.exit(f"This takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free.")
 '''
+GPTQMODEL = '''
+
+def without_a_gpu():
+    """gptqmodel takes Triton's kernels wherever Triton can be imported, and those need a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.modules["triton"] = None
+'''
+VLLM = '''
+
+def require_gpu():
+    """End with a sentence where vLLM's build for GPUs, which uv installs, finds none."""
+    from importlib import metadata
+
+    import torch
+
+    if not torch.cuda.is_available() and any(found.name == "vllm" for found in metadata.distributions()):
+        sys.exit("vLLM as installed here needs an NVIDIA GPU, and there is none. recipes/05_gguf.py needs none.")
+'''
 READY = '''
 
 def ready(checkpoint, made):
@@ -171,6 +191,8 @@ def body(technique: Technique, given: dict[str, Any]) -> list[str]:
     """The lines of main() before the recipe."""
     names = [name for name in given if name not in LEFT_OUT]
     lines = ["given = arguments()"]
+    lines += ["require_gpu()"] if "vllm" in technique.packages else []
+    lines += ["without_a_gpu()"] if "gptqmodel" in technique.packages else []
     if stands_for_it(technique) and not technique.makes:
         lines.append("path = links(given.ready or given.model, given.out)")
     elif stands_for_it(technique):
@@ -215,6 +237,8 @@ def program(technique: Technique) -> str:
         head,
         DTYPE if "DTYPE" in given else "",
         ROOM,
+        VLLM if "vllm" in technique.packages else "",
+        GPTQMODEL if "gptqmodel" in technique.packages else "",
         READY if stands_for_it(technique) and technique.makes else "",
     ]
     parts.append(CONVERTER if technique.library == "llama.cpp" else "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -102,3 +104,22 @@ def test_the_recipe_is_short_and_the_librarys(stem):
     assert found["median code cell"] <= 10 and found["longest"] <= 24
     cells = notebooks.recipe(stem)
     assert not any(word in cells for word in ("assert", "quiet", "perf_counter", "lesson", "helpers", "series"))
+
+
+def test_a_program_that_needs_a_gpu_says_so_and_one_that_does_not_does_without(monkeypatch):
+    """uv installs the builds for GPUs everywhere: vLLM's ends with a sentence, gptqmodel's leaves Triton aside."""
+    from importlib import metadata
+
+    import torch
+
+    names: dict = {"__name__": "program"}
+    exec((ROOT / "recipes" / "06_awq.py").read_text(encoding="utf-8"), names)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "triton", "there")
+    names["require_gpu"](), names["without_a_gpu"]()  # here is vLLM's build for processors, under another name
+    assert sys.modules["triton"] is None
+    monkeypatch.setattr(metadata, "distributions", lambda: [SimpleNamespace(name="vllm")])
+    with pytest.raises(SystemExit, match="needs an NVIDIA GPU, and there is none. recipes/05_gguf.py"):
+        names["require_gpu"]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    names["require_gpu"]()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from execution import ROOT
+from execution import ROOT, run_program
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -242,3 +242,28 @@ def test_a_family_that_nobody_knows_gets_a_sentence():
         model_weights({"model_type": "llama", "num_hidden_layers": 1, "layer_types": ["chunked_attention"]})
     with pytest.raises(ValueError, match="no model_type: hidden_size"):
         model_weights({"hidden_size": 8})
+
+
+PAGES = """
+import os, sys
+
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # which goes before the bytes that are asked for
+from vllm import LLM
+
+if __name__ == "__main__":
+    given = dict(dtype="bfloat16", max_model_len=256, enforce_eager=True, block_size=32)
+    llm = LLM(sys.argv[1], kv_cache_memory_bytes=2**25, **given)
+    found = llm.llm_engine.vllm_config.cache_config
+    print("PAGES", found.num_gpu_blocks, found.block_size, flush=True)
+    llm.llm_engine.engine_core.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_the_pages_of_vllm_hold_as_many_tokens_as_the_sum_says(tmp_path):
+    """vLLM's own count of pages in 32 MiB, of tokens each; the cache of tiny, by its configuration."""
+    tiny = ROOT / "models" / "tiny-zephyr"
+    done = run_program(PAGES, tmp_path, "06_awq", str(tiny))
+    assert "PAGES " in done.stdout, done.stderr[-2000:]
+    pages, tokens = map(int, done.stdout.rpartition("PAGES ")[2].split()[:2])
+    assert pages * tokens == 2**25 // cache_bytes(tiny, 1)
