@@ -77,11 +77,11 @@ def require_room(path, share):
 
 
 def without_a_gpu():
-    """gptqmodel takes Triton's kernels wherever Triton can be imported, and those need a GPU."""
+    """torch's build for CUDA names CUDA as the accelerator also where there is none, and gptqmodel believes it."""
     import torch
 
     if not torch.cuda.is_available():
-        sys.modules["triton"] = None
+        torch.accelerator.current_accelerator = lambda *given, **more: None
 
 
 def ready(checkpoint, made):

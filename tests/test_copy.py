@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from types import SimpleNamespace
 from unittest import mock
 
@@ -107,7 +106,7 @@ def test_the_recipe_is_short_and_the_librarys(stem):
 
 
 def test_a_program_that_needs_a_gpu_says_so_and_one_that_does_not_does_without(monkeypatch):
-    """uv installs the builds for GPUs everywhere: vLLM's ends with a sentence, gptqmodel's leaves Triton aside."""
+    """uv installs the builds for GPUs everywhere: vLLM's ends with a sentence, gptqmodel's computes without."""
     from importlib import metadata
 
     import torch
@@ -115,9 +114,9 @@ def test_a_program_that_needs_a_gpu_says_so_and_one_that_does_not_does_without(m
     names: dict = {"__name__": "program"}
     exec((ROOT / "recipes" / "06_awq.py").read_text(encoding="utf-8"), names)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setitem(sys.modules, "triton", "there")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))  # as that build says
     names["require_gpu"](), names["without_a_gpu"]()  # here is vLLM's build for processors, under another name
-    assert sys.modules["triton"] is None
+    assert torch.accelerator.current_accelerator() is None
     monkeypatch.setattr(metadata, "distributions", lambda: [SimpleNamespace(name="vllm")])
     with pytest.raises(SystemExit, match="needs an NVIDIA GPU, and there is none. recipes/05_gguf.py"):
         names["require_gpu"]()

@@ -389,3 +389,6 @@ def test_a_file_of_a_stranger(tmp_path, artifacts, fetch):
     assert weight_bytes(model, kind) == pytest.approx(found, rel=0.005)
     given = {"MODEL": str(model), "READY": str(file), "MAX_NEW_TOKENS": 16}
     assert len(list(in_one_kernel("05_gguf", [given], whole=True, after_start=shorter(questions=8, windows=4)))) == 1
+    given = {"READY": str(file), "MAX_NEW_TOKENS": 16}  # of tiny it is told apart: a file of any model is asked
+    (names,) = in_one_kernel("10_which_file", [given], whole=True)
+    assert names
