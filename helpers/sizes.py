@@ -341,9 +341,12 @@ class Format:
         return linear_bytes(weight, self.kind, self.bits, self.group_size)
 
 
-def _bytes_of_all(config: Any, *how: Any) -> tuple[tuple[Weight, float], ...]:
-    """Every weight with its bytes; ``how`` as ``Format`` takes it after the configuration."""
-    return _remembered(json.dumps(text_part(config), sort_keys=True, default=str), *how)
+def _bytes_of_all(
+    config: Any, kind: str, bits: int = 4, group_size: int = 128, imatrix: bool = False, *more: Any
+) -> tuple[tuple[Weight, float], ...]:
+    """Every weight with its bytes; the arguments, in this order, are those of ``Format``."""
+    text = json.dumps(text_part(config), sort_keys=True, default=str)
+    return _remembered(text, kind, bits, group_size, imatrix, *(more or (2, None)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -389,25 +392,13 @@ def left_in_16_bits(config: Any, kind: str) -> dict[str, int]:
     return {role: count for role, count in found.items() if count}
 
 
-def bytes_read(
-    config: Any,
-    kind: str = "16-bit",
-    users: int = 1,
-    bits: int = 4,
-    group_size: int = 128,
-    *,
-    imatrix: bool = False,
-    whole: int = 2,
-    experts: bool | None = None,
-) -> int:
+def bytes_read(config: Any, kind: str = "16-bit", users: int = 1) -> int:
     """Bytes of weights that one step of decoding reads for ``users`` conversations at once, a token for each.
 
     All of a dense model but its embedding, of which a step reads one row for each user; of a mixture those experts
     that are expected to be chosen (``distinct_experts``).
-
-    The other arguments are those of ``weight_bytes``.
     """
-    weights = _bytes_of_all(config, kind, bits, group_size, imatrix, whole, experts)
+    weights = _bytes_of_all(config, kind)
     share = distinct_experts(config, users) / (experts_of(config) or 1)
     headless, total = not any(w.role == "head" for w, _ in weights), 0.0
     for weight, size in weights:
@@ -439,7 +430,7 @@ def experts_in_memory(
         all experts are there and it still does not fit, the bytes on the card are more than ``room``.
     """
     experts: dict[int, float] = {}  # by layer
-    for weight, size in _bytes_of_all(config, kind, 4, 128, imatrix):
+    for weight, size in _bytes_of_all(config, kind, imatrix=imatrix):
         if weight.role == "expert" and (found := re.search(r"\.(\d+)\.", weight.name)):
             experts[int(found[1])] = experts.get(int(found[1]), 0) + size
     total = weight_bytes(config, kind, imatrix=imatrix) + OVERHEAD
