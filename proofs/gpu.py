@@ -1,35 +1,40 @@
-"""The programs of recipes/, and the training of 14, on a GPU: as on the card that is here, and as on a T4.
+"""The notebooks with real kernels on a GPU, and the programs of recipes/ at Zephyr's shape: as on this card, as a T4.
 
-    python proofs/gpu.py [--out proofs/gpu.md]
+    python proofs/gpu.py [--models tiny small] [--out proofs/gpu.md]
 
-With ``tiny``, and with random weights of Zephyr's shape where the answer means nothing and the bytes are real. 'As a
-T4' lacks what a T4 lacks: torch says compute capability 7.5 and no bfloat16, a number in bfloat16 on the card is an
-error, and there is no flash attention. Each program is a process of its own; what it allocates on the card is held
-against what ``helpers`` computes from the configuration. What cannot be imported here is left out, by name.
+A notebook runs whole, by the series' own way. 'As a T4' lacks what a T4 lacks: torch says compute capability 7.5 and
+no bfloat16, a number in bfloat16 on the card is an error, and there is no flash attention. The weights of Zephyr's
+shape are random: the answer means nothing, the bytes are real. What torch allocates on the card is held against what
+``helpers`` computes from the configuration. What cannot be imported here is left out, by name.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import multiprocessing
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
+import nbformat
 import report
 
 ROOT = report.ROOT
 
 from helpers.sizes import weight_bytes  # noqa: E402
 from helpers.training import training_bytes  # noqa: E402
-from series import newcomers, notebooks  # noqa: E402
+from series import notebooks, run  # noqa: E402
+from series.installed import as_installed, version  # noqa: E402
+from series.techniques import BY_NOTEBOOK  # noqa: E402
 
-RUNNER = """
-import contextlib, json, runpy, sys, torch
+AS_A_T4 = """
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,34 +45,36 @@ class NoBfloat16(TorchDispatchMode):
             raise TypeError(f"{func} makes a number in bfloat16, which this card does not have")
         return out
 
-T4, sys.argv = sys.argv[1] == "a T4", sys.argv[2:]
-if T4:
-    torch.cuda.get_device_capability = lambda *device: (7, 5)
-    torch.cuda.is_bf16_supported = lambda *given, **more: False
-    torch.backends.cuda.enable_flash_sdp(False)
+torch.cuda.get_device_capability = lambda *device: (7, 5)
+torch.cuda.is_bf16_supported = lambda *given, **more: False
+torch.backends.cuda.enable_flash_sdp(False)
+NoBfloat16().__enter__()
+"""
+COUNT = """
+import json, torch
+print("MEASURED", json.dumps({"loaded": globals().get("loaded", [0])[0], "peak": torch.cuda.max_memory_allocated()}))
+"""
+PROGRAM = """
+import runpy, sys, torch
 from transformers import GenerationMixin
-
 loaded, plain = [], GenerationMixin.generate
-
 def generate(self, *given, **more):
     loaded.append(torch.cuda.memory_allocated())
     return plain(self, *given, **more)
-
-GenerationMixin.generate = generate
-with NoBfloat16() if T4 else contextlib.nullcontext():
-    names = runpy.run_path(sys.argv[0], run_name="__main__")
-print("MEASURED", json.dumps({"loaded": loaded[0], "peak": torch.cuda.max_memory_allocated()}))
+GenerationMixin.generate, sys.argv = generate, sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
-ALONE = (
-    "import runpy, sys; sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__'); print('MEASURED {}')"
-)
-NEEDS = {"03_nf4": "bitsandbytes", "05_gguf": "llama_cpp", "11_newer_formats": "torchao", "14_finetune": "peft"}
-KINDS = {"01_baseline": "16-bit", "02_sharding": "16-bit", "03_nf4": "NF4", "11_newer_formats": "FP8"}
-ABOUT = """Each row is a program of `recipes/` (of 14 its four cells), to the end. *Loaded*: what
-torch has allocated on the card when the answer begins; *peak*: the most at once; *computed*: the bytes of the weights
-by `weight_bytes`, for 14 the sum of `training_bytes`, against its peak. 11 makes its file of the model in 16 bits, so
-its peak holds that. 05 runs without torch, with a file that was made before; llama.cpp allocates by itself."""
-HEADER = ("program", "model", "card", "ended", "seconds", "loaded, MB", "peak, MB", "computed, MB", "its last line")
+KINDS = {"01_baseline": "16-bit", "03_nf4": "NF4", "11_newer_formats": "FP8"}
+CARDS = ("this card", "a T4")
+NOTEBOOKS = [stem for stem in BY_NOTEBOOK if stem != "08_original_stack"]  # an environment of 2023
+HEADER = ["notebook", "model", "card", "ended", "first answer, s", "in all, s", "peak, MB", "predicted", "kernel"]
+OF_PROGRAMS = ["program", "card", "ended", "seconds", "loaded, MB", "peak, MB", "computed, MB"]
+ABOUT = """*Peak*: the most that torch has allocated on the card at once, which llama.cpp's and vLLM's own memory is
+no part of. *Predicted*: what `start` printed of weights and cache; a lesson may hold more than its recipe."""
+PROGRAMS = """## Programs of recipes/, random weights of Zephyr's shape
+
+*Loaded*: allocated when the answer begins. *Computed*: `weight_bytes`; for 14, whose four cells run, the sum of
+`training_bytes`, against its peak. 11 makes its file of the model in 16 bits, so its peak holds that."""
 
 
 def zephyr(folder: pathlib.Path) -> pathlib.Path:
@@ -86,10 +93,12 @@ def zephyr(folder: pathlib.Path) -> pathlib.Path:
     return folder / "zephyr-random"
 
 
-def finetune(model: pathlib.Path, folder: pathlib.Path, dtype: str, steps: int) -> pathlib.Path:
+def finetune(model: pathlib.Path, folder: pathlib.Path, dtype: str) -> pathlib.Path:
     """14's four cells as a program."""
+    from series import newcomers
+
     given = notebooks.default_parameters("14_finetune")
-    given |= {"path": str(folder / model.name), "DTYPE": dtype, "STEPS": steps, "taught": newcomers.taught()}
+    given |= {"path": str(folder / model.name), "DTYPE": dtype, "STEPS": 20, "taught": newcomers.taught()}
     (folder / model.name).symlink_to(model)
     lines = [f"{name} = {value!r}" for name, value in given.items()]
     file = folder / "finetune.py"
@@ -97,54 +106,71 @@ def finetune(model: pathlib.Path, folder: pathlib.Path, dtype: str, steps: int) 
     return file
 
 
-def row(stem: str, model: pathlib.Path, card: str, gguf: str) -> tuple:
-    """Run one program; a row of the table."""
-    if not importlib.util.find_spec(NEEDS.get(stem, "torch")):
-        return stem, model.name, card, f"not tried: no {NEEDS[stem]} here", "", "", "", "", ""
-    small = model == notebooks.TINY
+def program(stem: str, model: pathlib.Path, card: str) -> tuple[str, ...]:
+    """Run one program in a process of its own; a row of the second table."""
     with tempfile.TemporaryDirectory() as name:
         folder, begun = pathlib.Path(name), time.perf_counter()
+        words = [str(ROOT / "recipes" / f"{stem}.py"), "--model", str(model), "--max-new-tokens", "40"]
         if stem == "14_finetune":
-            dtype = "float16" if card == "a T4" else "bfloat16"
-            words = [str(finetune(model, folder, dtype, 60 if small else 20))]
-        else:
-            words = [str(ROOT / "recipes" / f"{stem}.py"), "--model", str(model), "--max-new-tokens", "40"]
-            words += ["--ready", str(pathlib.Path(gguf).resolve())] if stem == "05_gguf" else []
-        env = os.environ | {"HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", ALONE if stem == "05_gguf" else RUNNER, card, *words]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
-    seconds = time.perf_counter() - begun
-    said, _, found = done.stdout.strip().rpartition("MEASURED ")
-    last = (said if found else done.stderr or done.stdout).strip().splitlines()[-1:]
-    computed = ""
-    if stem in KINDS:
-        computed = f"{weight_bytes(model, KINDS[stem]) / 1e6:,.1f}"
-    elif stem == "14_finetune":
-        computed = f"{sum(training_bytes(model, 8 * 62, 8, 'NF4').values()) / 1e6:,.1f}"
-    counted = json.loads(found) if found else {}
-    sizes = [f"{counted[name] / 1e6:,.1f}" if name in counted else "" for name in ("loaded", "peak")]
-    shown = "".join(last)[:90].replace("|", "/") if small or not found else "random weights"
-    return stem, model.name, card, "yes" if found else "no", f"{seconds:.0f}", *sizes, computed, shown
+            words = [str(finetune(model, folder, "float16" if card == "a T4" else "bfloat16"))]
+        code = (AS_A_T4 if card == "a T4" else "") + PROGRAM + COUNT
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True)
+    _, _, found = done.stdout.rpartition("MEASURED ")
+    computed = weight_bytes(model, KINDS[stem]) if stem in KINDS else 0
+    computed = computed or sum(training_bytes(model, 8 * 62, 8, "NF4").values())
+    said = "yes" if found else "no: " + (done.stderr.strip().splitlines() or [""])[-1][:120]
+    sizes = json.loads(found) if found else {"loaded": 0, "peak": 0}
+    row = [f"{size / 1e6:,.1f}" for size in (sizes["loaded"], sizes["peak"], computed)]
+    return stem, card, said, f"{time.perf_counter() - begun:.0f}", *row
+
+
+def notebook(stem: str, model: str, card: str, folder: str) -> tuple[str, ...]:
+    """Run one notebook, with a folder of artifacts for each card; a row of the first table."""
+    lacking = [name for name in BY_NOTEBOOK[stem].packages if not version(as_installed(name)) and name != "python"]
+    if lacking:
+        return stem, model, card, f"not tried: no {', '.join(lacking)} here", "", "", "", "", ""
+    os.environ["QUANT_ARTIFACTS"] = f"{folder}/{card[-2:]}"
+    source = nbformat.read(notebooks.FOLDER / f"{stem}.ipynb", as_version=4)
+    source.cells.append(nbformat.v4.new_code_cell(COUNT))
+    if card == "a T4":
+        place = next(number for number, cell in enumerate(source.cells) if cell.id == "start")
+        source.cells.insert(place, nbformat.v4.new_code_cell(AS_A_T4))
+    out, begun, ended = pathlib.Path(folder) / f"{stem}-{model}-{card[-2:]}.ipynb", time.perf_counter(), "yes"
+    given = {"MODEL": model} if "MODEL" in notebooks.default_parameters(stem) else {}
+    try:
+        run.execute(source, out, given, timeout=1200)
+    except run.NotebookFailed as error:
+        ended = "no: " + str(error).strip().splitlines()[-1][:160].replace("|", "/")
+    done = nbformat.read(out, as_version=4)
+    text = "".join(o.get("text", "") for c in done.cells if c.cell_type == "code" for o in c.outputs)
+    peak, answer = re.search(r'"peak": (\d+)', text), run.to_the_answer(done)
+    predicted = re.search(r": (\S+ \wB) of weights, (\S+ \wB) of cache", text)
+    kernel = re.search(r"^kernel: (.+)$", text, re.M)
+    seconds = [f"{answer:.0f}" if answer else "", f"{time.perf_counter() - begun:.0f}"]
+    sizes = [f"{int(peak[1]) / 1e6:,.1f}" if peak else "", " + ".join(predicted.groups()) if predicted else ""]
+    return stem, model, card, ended, *seconds, *sizes, kernel[1] if kernel else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gguf", default="", help="a GGUF file of tiny, made by 05; without it 05 is left out")
+    parser.add_argument("--models", nargs="*", default=["tiny", "small"], help="for the notebooks")
+    parser.add_argument("--notebooks", nargs="*", default=NOTEBOOKS, choices=NOTEBOOKS)
+    parser.add_argument("--at-once", type=int, default=4, help="processes at once; seconds are longer with more")
+    parser.add_argument("--keep", help="a folder for the executed notebooks")
     parser.add_argument("--out", default=str(ROOT / "proofs" / "gpu.md"))
     given = parser.parse_args()
-    rows, stems = [], [*KINDS, "05_gguf", "14_finetune"]
-    with tempfile.TemporaryDirectory() as folder:
-        for model in (zephyr(pathlib.Path(folder)), notebooks.TINY):
-            for card in ("this card", "a T4"):
-                for stem in stems:
-                    if stem == "05_gguf" and not (given.gguf and model == notebooks.TINY and card == "this card"):
-                        continue  # llama.cpp asks torch nothing; random numbers take minutes to convert
-                    if stem == "02_sharding" and model != notebooks.TINY:
-                        continue  # 01 in parts
-                    rows.append(row(stem, model, card, given.gguf))
-                    print(*rows[-1], sep=" | ", flush=True)
-                    text = [ABOUT, report.table(HEADER, rows)]
-                    report.write("Programs on a GPU", "python proofs/gpu.py", "\n\n".join(text), given.out, quiet=True)
+    spawn, whole, programs = multiprocessing.get_context("spawn"), [], []
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(given.at_once, spawn) as pool:
+        model, folder = zephyr(pathlib.Path(name)), given.keep or name
+        jobs = [pool.submit(program, stem, model, card) for stem in (*KINDS, "14_finetune") for card in CARDS]
+        jobs += [pool.submit(notebook, stem, which, card, folder)
+                 for which in given.models for stem in given.notebooks for card in CARDS]  # fmt: skip
+        for job in as_completed(jobs):
+            row = job.result()
+            (whole if len(row) == 9 else programs).append(row)
+            print(*row, sep=" | ", flush=True)
+            tables = [ABOUT, report.table(HEADER, sorted(whole)), PROGRAMS, report.table(OF_PROGRAMS, sorted(programs))]
+            report.write("On a GPU", "python proofs/gpu.py", "\n\n".join(tables), given.out, quiet=True)
 
 
 if __name__ == "__main__":
