@@ -52,14 +52,15 @@ NoBfloat16().__enter__()
 """
 COUNT = """
 import json, torch
-print("MEASURED", json.dumps({"loaded": globals().get("loaded", [0])[0], "peak": torch.cuda.max_memory_allocated()}))
+loaded = globals().get("at_the_answer", [0])[0]
+print("MEASURED", json.dumps({"loaded": loaded, "peak": torch.cuda.max_memory_allocated()}))
 """
 PROGRAM = """
 import runpy, sys, torch
 from transformers import GenerationMixin
-loaded, plain = [], GenerationMixin.generate
+at_the_answer, plain = [], GenerationMixin.generate
 def generate(self, *given, **more):
-    loaded.append(torch.cuda.memory_allocated())
+    at_the_answer.append(torch.cuda.memory_allocated())
     return plain(self, *given, **more)
 GenerationMixin.generate, sys.argv = generate, sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -135,7 +136,12 @@ def notebook(stem: str, model: str, card: str, folder: str) -> tuple[str, ...]:
     if card == "a T4":
         place = next(number for number, cell in enumerate(source.cells) if cell.id == "start")
         source.cells.insert(place, nbformat.v4.new_code_cell(AS_A_T4))
-    out, begun, ended = pathlib.Path(folder) / f"{stem}-{model}-{card[-2:]}.ipynb", time.perf_counter(), "yes"
+    out, begun, ended = (
+        pathlib.Path(folder) / f"{stem}-{pathlib.Path(model).name}-{card[-2:]}.ipynb",
+        time.perf_counter(),
+        "yes",
+    )
+    model = str(pathlib.Path(model).resolve()) if pathlib.Path(model).is_dir() else model
     given = {"MODEL": model} if "MODEL" in notebooks.default_parameters(stem) else {}
     try:
         run.execute(source, out, given, timeout=1200)
@@ -148,7 +154,7 @@ def notebook(stem: str, model: str, card: str, folder: str) -> tuple[str, ...]:
     kernel = re.search(r"^kernel: (.+)$", text, re.M)
     seconds = [f"{answer:.0f}" if answer else "", f"{time.perf_counter() - begun:.0f}"]
     sizes = [f"{int(peak[1]) / 1e6:,.1f}" if peak else "", " + ".join(predicted.groups()) if predicted else ""]
-    return stem, model, card, ended, *seconds, *sizes, kernel[1] if kernel else ""
+    return stem, pathlib.Path(model).name, card, ended, *seconds, *sizes, kernel[1] if kernel else ""
 
 
 def main() -> None:

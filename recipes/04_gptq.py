@@ -84,6 +84,20 @@ def without_a_gpu():
         torch.accelerator.current_accelerator = lambda *given, **more: None
 
 
+def nothing_to_compile():
+    """On a GPU the kernel in PyTorch: gptqmodel's choice is compiled at the first load, for minutes; a T4 has none."""
+    import torch
+    from optimum.gptq import quantizer
+
+    plain = quantizer.hf_select_quant_linear_v2
+
+    def select(backend, pack=False, **more):
+        ours = torch.cuda.is_available() and not pack
+        return plain(backend="gptq_torch" if ours else backend, pack=pack, **more)
+
+    quantizer.hf_select_quant_linear_v2 = select
+
+
 def ready(checkpoint, made):
     """Let ``made`` be a checkpoint that somebody has made: a folder or a file, or one of the hub."""
     from huggingface_hub import snapshot_download
@@ -134,6 +148,7 @@ def main():
     BITS = given.bits
     GROUP_SIZE = given.group_size
     DTYPE = computes_in(given.dtype)
+    nothing_to_compile()
     if given.ready:
         ready(given.ready, f"{path}-gptq")
     else:

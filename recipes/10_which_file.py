@@ -29,6 +29,7 @@ def arguments():
     parser.add_argument("--prompt", default="Tell me a funny joke about Large Language Models.")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="the longest answer")
     parser.add_argument("--out", default="made", help="the folder for what is made")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"], help="the type to compute in")
     parser.add_argument("--quant-type", type=str, default="Q4_K_M")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--gpu-layers", type=int, default=-1)
@@ -55,6 +56,16 @@ def links(model, out, weights=True):
     target.unlink(missing_ok=True)
     target.symlink_to(folder.resolve())
     return str(target)
+
+
+def computes_in(wanted):
+    """The type to compute in: on a card before compute capability 8.0, such as a T4, 'float16'."""
+    import torch
+
+    if wanted == "auto":
+        old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+        return "float16" if old else "bfloat16"
+    return wanted
 
 
 def require_room(path, share):
@@ -116,6 +127,7 @@ def main():
     QUANT_TYPE = given.quant_type
     CONTEXT = given.context
     GPU_LAYERS = given.gpu_layers
+    DTYPE = computes_in(given.dtype)
     require_room(path, 1)
     converter = given.converter or llama_cpp_converter(given.out)
     texts = TEXTS[: given.texts]
@@ -126,7 +138,7 @@ def main():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="auto")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE, device_map="auto")
     squares, rows = {}, {}
 
 

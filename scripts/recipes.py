@@ -107,6 +107,21 @@ def without_a_gpu():
     if not torch.cuda.is_available():
         torch.accelerator.current_accelerator = lambda *given, **more: None
 '''
+GPTQ = '''
+
+def nothing_to_compile():
+    """On a GPU the kernel in PyTorch: gptqmodel's choice is compiled at the first load, for minutes; a T4 has none."""
+    import torch
+    from optimum.gptq import quantizer
+
+    plain = quantizer.hf_select_quant_linear_v2
+
+    def select(backend, pack=False, **more):
+        ours = torch.cuda.is_available() and not pack
+        return plain(backend="gptq_torch" if ours else backend, pack=pack, **more)
+
+    quantizer.hf_select_quant_linear_v2 = select
+'''
 VLLM = '''
 
 def require_gpu():
@@ -202,6 +217,7 @@ def body(technique: Technique, given: dict[str, Any]) -> list[str]:
     lines += [f"{name} = given.{name.lower()}" for name in ("MAX_NEW_TOKENS", *names)]
     if "DTYPE" in given:
         lines.append("DTYPE = computes_in(given.dtype)")
+    lines += ["nothing_to_compile()"] if technique.library == "gptqmodel" else []
     share = 0.3 if stands_for_it(technique) and not technique.makes else 1
     if stands_for_it(technique) and technique.makes:
         end = technique.makes.replace("{", "{given.").lower()
@@ -239,6 +255,7 @@ def program(technique: Technique) -> str:
         ROOM,
         VLLM if "vllm" in technique.packages else "",
         GPTQMODEL if "gptqmodel" in technique.packages else "",
+        GPTQ if technique.library == "gptqmodel" else "",
         READY if stands_for_it(technique) and technique.makes else "",
     ]
     parts.append(CONVERTER if technique.library == "llama.cpp" else "")

@@ -150,7 +150,7 @@ def preflight(
         if checkpoint.revision is not None:
             size = f"{gb(checkpoint.download)} to fetch" if checkpoint.download else "already here"
             print(f"{checkpoint.source} at {checkpoint.revision[:12]}: {size}")
-    print(f"{found}\nkernel: {machine.kernel(kind, settings.get('bits', 4))}")
+    print(f"{found}\nkernel: {machine.kernel(kind)}")
     if download > machine.disk:
         raise OSError(
             f"This is a download of {gb(download)}, and {gb(machine.disk)} of disk are free. "

@@ -79,18 +79,17 @@ class Machine:
         """Whether vLLM has a kernel for 4-bit weights here: on a GPU, or on a processor with AVX-512."""
         return bool(self.gpu) or self.width == "AVX512"
 
-    def kernel(self, kind: str, bits: int = 4) -> str:
+    def kernel(self, kind: str) -> str:
         """Which code will multiply weights of the format ``kind`` here, and why."""
-        if kind in ("GPTQ", "AWQ"):
-            if self.gpu and bits not in (4, 8):
-                return f"one that unpacks the integers first: Marlin takes 4 and 8 bits, not {bits}"
+        if kind == "GPTQ":
+            fused = "what is fused is compiled when it is loaded" if self.gpu else "the fused ones are for GPUs"
+            return f"gptqmodel's in PyTorch, which unpacks the integers first: {fused}"
+        if kind == "AWQ":
             if self.gpu and self.gpu.capability >= MARLIN:
                 name = "Machete or Marlin" if self.gpu.capability == HOPPER else "Marlin"
                 return f"{name}, which multiplies straight from the packed integers (from compute capability 7.5)"
             if self.gpu:
                 return "one that unpacks the integers first: Marlin needs compute capability 7.5"
-            if kind == "GPTQ":
-                return "gptqmodel's in PyTorch, which unpacks the integers first: the fused ones are for GPUs"
             return "vLLM's for AVX-512" if self.has_int4_kernel else "none in vLLM: this processor has no AVX-512"
         if kind in ("INT8", "FP8", "NVFP4", "MXFP4"):
             return "torchao's, which unpacks the weights to 16 bits first"

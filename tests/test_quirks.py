@@ -72,6 +72,29 @@ def test_gptqmodel_writes_where_it_is_started_times_the_disk_and_prints():
     assert "    print(" in writer and "GPTQMODEL_CPU_WORKERS" in source("gptqmodel", "__init__.py"), GONE
 
 
+def test_gptqmodel_takes_marlin_for_a_t4_whose_code_is_not_for_it():
+    folder = pathlib.Path(importlib.util.find_spec("gptqmodel").origin).parents[1] / "gptqmodel_ext" / "marlin"
+    body = (folder / "dequant.h").read_text(encoding="utf-8").partition("__CUDA_ARCH__ >= 800")[2]
+    assert "void dequant(" in body and body.rstrip().partition("#endif")[2].count("void dequant(") == 0, GONE
+    assert "_MARLIN_MIN_CAPABILITY = _MARLIN_SM75_CAPABILITY" in source("gptqmodel", "nn_modules/qlinear/marlin.py"), (
+        GONE
+    )
+
+
+@pytest.mark.parametrize("gpu, pack, ours", [(True, False, True), (False, False, False), (True, True, False)])
+def test_on_a_gpu_gptqmodels_kernel_needs_no_compiler(gpu, pack, ours, monkeypatch):
+    """Where a GPU is, the choice that gptqmodel would have is made for it; elsewhere it is its own."""
+    from optimum.gptq import quantizer
+
+    asked = []
+    monkeypatch.setattr(quantizer, "hf_select_quant_linear_v2", lambda **given: asked.append(given))
+    gptqmodel.nothing_to_compile()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for backend in ("auto", "gptq_marlin"):
+        quantizer.hf_select_quant_linear_v2(bits=4, backend=backend, pack=pack)
+    assert [given["backend"] for given in asked] == ["gptq_torch" if ours else "auto", "gptq_marlin"]
+
+
 def test_vllm_does_by_default_what_the_series_does_not_want(monkeypatch):
     from vllm import envs
 

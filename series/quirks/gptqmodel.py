@@ -1,4 +1,4 @@
-"""gptqmodel, which makes the checkpoints of 04 and 06: its workers, its files, its remarks and its choice of a GPU."""
+"""gptqmodel, which makes the checkpoints of 04 and 06: its workers, its files, its remarks, its kernels."""
 
 from __future__ import annotations
 
@@ -29,3 +29,21 @@ def imported(folder: pathlib.Path) -> None:
     looper._IO_WRITE_SPEED_MB = float("inf")
     writer.print = lambda *words: None  # all it has written
     importlib.import_module("logbar").LogBar.shared().setLevel("ERROR")
+
+
+def nothing_to_compile() -> None:
+    """On a GPU, take the kernel in PyTorch where optimum would let gptqmodel choose.
+
+    Its choice, Marlin, is compiled when a model is first loaded: minutes, with CUDA's compiler. For a T4 the code of
+    7.6.0 does not compile: ``marlin_template.h`` calls what ``dequant.h`` holds from compute capability 8.0 alone.
+    """
+    import torch
+    from optimum.gptq import quantizer
+
+    plain = quantizer.hf_select_quant_linear_v2
+
+    def select(backend: Any, pack: bool = False, **more: Any) -> Any:
+        ours = torch.cuda.is_available() and backend == "auto" and not pack
+        return plain(backend="gptq_torch" if ours else backend, pack=pack, **more)
+
+    quantizer.hf_select_quant_linear_v2 = select

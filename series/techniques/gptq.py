@@ -48,6 +48,7 @@ class Gptq(Technique):
 
     def imported(self, lesson: Lesson) -> None:
         gptqmodel.imported(lesson.temporary)
+        gptqmodel.nothing_to_compile()
 
     def require(self, lesson: Lesson) -> None:
         if not lesson.ready and settings_of(lesson.config).get("hidden_size_per_layer_input"):
