@@ -118,6 +118,13 @@ def decision_table(folder: str = "notebooks/") -> str:
     def rate(kind: str) -> str:
         return f"{speed_of(gpu, kind):.0f}"
 
+    def cache(kind: str) -> str:
+        return f"{cache_bytes(config, 32_768, runtime='llama.cpp', kind=kind) / 1e9:.1f} GB"
+
+    steps = {
+        (row["users"], row["cache"]): row["ms"] for row in read_speed("context-h200")["rows"] if row["tokens"] == 32_512
+    }
+    slower = [ms / steps[users, "F16"] for (users, kind), ms in steps.items() if kind != "F16"]
     served = {row["name"]: row["users"] for row in read_speed("serving-h100")["rows"]}
     fp8 = {
         count: served["FP8 dynamic, 1 GPU"][count]["tokens/s"] / users["tokens/s"]
@@ -154,8 +161,9 @@ def decision_table(folder: str = "notebooks/") -> str:
             "a T4 (Colab) or a card with 8 to 16 GB, one user",
             f"{link('GGUF', '05_gguf')} with all layers on the GPU, llama.cpp",
             f"{size('Q4_K_M')} in Q4_K_M, quality as above. Tokens per second for one user on an H100: llama.cpp "
-            f"{rate('Q4_K_M')}, vLLM with AWQ {rate('awq')}; in transformers NF4 {rate('nf4')}, GPTQ {rate('gptq')}, "
-            f"16 bits {rate('bf16')} [3]. No T4 was measured",
+            f"{rate('Q4_K_M')}, vLLM with AWQ {rate('awq')}; in transformers NF4 {rate('nf4')}, GPTQ "
+            f"{rate('gptq')} (with a kernel that is compiled at the first load), 16 bits {rate('bf16')} [3]. No T4 was "
+            "measured",
         ),
         (
             "the same card, to try a model in a minute or to fine-tune it",
@@ -189,6 +197,13 @@ def decision_table(folder: str = "notebooks/") -> str:
             "a GPU was not measured",
         ),
         (
+            "any of these, and no room for a long context",
+            f"{link('a cache in Q8_0', '13_context')}, llama.cpp",
+            f"32,768 tokens take {cache('F16')} in 16 bits, {cache('Q8_0')} in Q8_0 and {cache('Q4_0')} in Q4_0. What "
+            f"that loses was measured on small models. On an H200 a step behind 32,512 tokens takes {min(slower):.1f} "
+            f"to {max(slower):.1f} times as long [6]",
+        ),
+        (
             "several small devices, or a disk and patience",
             f"{link('sharding', '02_sharding')}, Accelerate",
             f"{size('16-bit')}, and nothing is lost. Slow where layers wait in memory or on the disk",
@@ -209,7 +224,8 @@ SOURCES = (
     f"[2] [AWQ paper]({AWQ_PAPER}), Llama-2-7B, groups of 128; *reordered* takes important columns first, as 04 does "
     "in its way. [3] `make speed`, one user, random weights of Zephyr's shape on the H100; the files `speed-*.json` in "
     f"`benchmarks/` name the machine and the versions. [4] [500,000 evaluations of FP8, INT8 and INT4]({FP8_PAPER}). "
-    "[5] `scripts/speed_serving.py`, `benchmarks/serving-h100.json`."
+    "[5] `scripts/speed_serving.py`, `benchmarks/serving-h100.json`. [6] `scripts/speed_context.py`, "
+    "`benchmarks/context-h200.json`; with F16 for keys and values as 1."
 )
 
 

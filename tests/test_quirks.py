@@ -61,6 +61,21 @@ def test_accelerates_bar_does_not_ask_for_tqdms_variable(fresh):
     assert "the bar is off: False" in fresh, GONE
 
 
+def test_a_model_whose_experts_bitsandbytes_has_rounded_cannot_be_saved(tmp_path):
+    """12 says so, with the library's words."""
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    folder = make_model("mixtral", tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=four_bits)
+    for part in list(model.modules()):
+        for name in [name for name, weight in part.named_parameters(recurse=False) if weight.dim() == 3]:
+            replace_parameter_4bit(part, name)
+    with pytest.raises(ValueError, match="Undefined Operation encountered"):
+        model.save_pretrained(tmp_path / "saved")
+
+
 def test_torch_names_an_accelerator_unless_it_is_told_to_look():
     asked = inspect.signature(torch.accelerator.current_accelerator).parameters["check_available"]
     assert asked.default is False and "= current_accelerator()" in source("gptqmodel", "utils/importer.py"), GONE

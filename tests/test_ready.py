@@ -18,6 +18,7 @@ from architectures import make_model
 from execution import ROOT, shorter
 from helpers.sizes import weight_bytes
 from series import ready, start
+from series.artifacts import artifacts_folder
 from series.converter import llama_cpp_converter
 from series.fit import fit_on
 from series.made import made_today
@@ -372,7 +373,7 @@ def gemma(folder: pathlib.Path) -> pathlib.Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("fetch", [gemma, lambda folder: small.weights()], ids=["Gemma 3", "SmolLM2"])
 def test_a_file_of_a_stranger(tmp_path, artifacts, fetch):
-    """Its bytes are those that are computed from its configuration, and 05 runs it to the end, with its lessons."""
+    """Its bytes are those that are computed from its configuration; 05, 09 and 10 run it to the end, with lessons."""
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -389,6 +390,12 @@ def test_a_file_of_a_stranger(tmp_path, artifacts, fetch):
     assert weight_bytes(model, kind) == pytest.approx(found, rel=0.005)
     given = {"MODEL": str(model), "READY": str(file), "MAX_NEW_TOKENS": 16}
     assert len(list(in_one_kernel("05_gguf", [given], whole=True, after_start=shorter(questions=8, windows=4)))) == 1
-    given = {"READY": str(file), "MAX_NEW_TOKENS": 16}  # of tiny it is told apart: a file of any model is asked
+    given = {"READY": str(file)}  # of tiny it is told apart, and tiny's record stays: a file of any model is asked
     (names,) = in_one_kernel("10_which_file", [given], whole=True)
     assert names
+    given = {"MODEL": str(model), "CALIBRATION_TEXTS": 2, "MAX_NEW_TOKENS": 16}
+    assert list(in_one_kernel("04_gptq", [given], after_start=shorter(questions=8, windows=4)))
+    places = artifacts_folder().glob(f"gptq-{find(str(model)).label}-*/*-gptq")  # 06 takes no Gemma
+    gptq = max(places, key=lambda place: place.stat().st_mtime)
+    given = {"MODEL": str(model), "READY": f"{file}, {gptq}", "MAX_NEW_TOKENS": 16}
+    assert list(in_one_kernel("09_serving", [given], whole=True)), "nothing of it is served in 16 bits"

@@ -18,17 +18,13 @@ LLAMA = {"model_type": "llama", "num_key_value_heads": 8}  # Llama-3.1-8B's cach
 
 class Context(LlamaCpp):
     name, notebook, library = "context", "13_context", ""
-    packages = (*LlamaCpp.packages, "bitsandbytes", "torch")
+    packages = (*LlamaCpp.packages, "bitsandbytes", "hqq", "torch")
     parameters = LlamaCpp.parameters | {"CACHE_TYPE": one_of(*CACHES)}
     refuses = (gate.no_states,)
-    imports = ("transformers", "bitsandbytes", "llama_cpp")
+    imports = ("transformers", "bitsandbytes", "hqq.core.quantize", "llama_cpp")
     answers = {
         1: (lambda names: round(cache_bytes(LLAMA, 32_768) / 1e9, 2), "2 x layers x heads x width x 2 bytes x tokens."),
-        2: (
-            lambda names: [(1 - share**5) / (1 - share) for share in (0.5, 0.9)],
-            "1 + a + a^2 + ... + a^k, which is a geometric series.",
-        ),
-        3: (lambda names: "keys", "The table of the measure has both."),
+        2: (lambda names: "keys", "The table of the measure has both."),
     }
 
     def decide(self, lesson: Lesson) -> None:

@@ -71,8 +71,8 @@ class Serving(Vllm):
 
     def decide(self, lesson: Lesson) -> None:
         super().decide(lesson)
-        port = serving.free_port(lesson.given["PORT"], 3)
-        lesson.set("PORT", port, "the first of three ports in a row that are free")
+        port = serving.free_port(lesson.given["PORT"], 4)
+        lesson.set("PORT", port, "the first of four ports in a row that are free")
 
     def require_room(self, lesson: Lesson) -> None:
         given, sizes = lesson.given, {each.server: each.size for each in lesson.beside}
