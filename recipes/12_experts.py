@@ -79,6 +79,12 @@ def require_room(path, share):
         sys.exit(f"This takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free.")
 
 
+def require_experts(path):
+    """End with a sentence for a dense model."""
+    if "experts" not in (pathlib.Path(path) / "config.json").read_text(encoding="utf-8"):
+        sys.exit(f"{path} is no mixture of experts: its config.json names none. recipes/05_gguf.py takes any model.")
+
+
 def llama_cpp_converter(out):
     """llama.cpp's own script, out of the sources of the llama-cpp-python that is installed."""
     import importlib.metadata
@@ -102,6 +108,7 @@ def llama_cpp_converter(out):
 def main():
     given = arguments()
     path = links(given.model, given.out)
+    require_experts(path)
     MAX_NEW_TOKENS = given.max_new_tokens
     QUANT_TYPE = given.quant_type
     CONTEXT = given.context

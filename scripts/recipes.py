@@ -122,6 +122,13 @@ def nothing_to_compile():
 
     quantizer.hf_select_quant_linear_v2 = select
 '''
+EXPERTS = '''
+
+def require_experts(path):
+    """End with a sentence for a dense model."""
+    if "experts" not in (pathlib.Path(path) / "config.json").read_text(encoding="utf-8"):
+        sys.exit(f"{path} is no mixture of experts: its config.json names none. recipes/05_gguf.py takes any model.")
+'''
 VLLM = '''
 
 def require_gpu():
@@ -214,6 +221,7 @@ def body(technique: Technique, given: dict[str, Any]) -> list[str]:
         lines.append("path = links(given.model, given.out, weights=not given.ready)")
     else:
         lines.append("path = links(given.model, given.out)")
+    lines += ["require_experts(path)"] if technique.name == "experts" else []
     lines += [f"{name} = given.{name.lower()}" for name in ("MAX_NEW_TOKENS", *names)]
     if "DTYPE" in given:
         lines.append("DTYPE = computes_in(given.dtype)")
@@ -256,6 +264,7 @@ def program(technique: Technique) -> str:
         VLLM if "vllm" in technique.packages else "",
         GPTQMODEL if "gptqmodel" in technique.packages else "",
         GPTQ if technique.library == "gptqmodel" else "",
+        EXPERTS if technique.name == "experts" else "",
         READY if stands_for_it(technique) and technique.makes else "",
     ]
     parts.append(CONVERTER if technique.library == "llama.cpp" else "")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import torch
 
 from execution import FORBID, ROOT, made, recipe, run_program
-from series import newcomers, notebooks
+from series import mixture, newcomers, notebooks
 from series.models import TINY
 from series.techniques import MEASURED
+from series.texts import calibration_texts
 
 STEMS = [row.notebook for row in MEASURED]
 SHORT = [*STEMS, "09_serving", "13_context"]
@@ -105,11 +110,43 @@ def test_the_recipe_is_short_and_the_librarys(stem):
     assert not any(word in cells for word in ("assert", "quiet", "perf_counter", "lesson", "helpers", "series"))
 
 
+PROGRAMS = [file.stem for file in sorted((ROOT / "recipes").glob("*.py"))]
+
+
+@pytest.mark.parametrize("stem", [pytest.param(stem, marks=[pytest.mark.slow][stem == "fit" :]) for stem in PROGRAMS])
+def test_uv_alone_installs_loads_and_answers(stem, tmp_path):
+    """From an empty folder with an empty cache, as on a machine with uv and nothing else."""
+    model, folder, cache = TINY, tmp_path / "folder", tmp_path / "cache"
+    if stem == "12_experts":
+        model = mixture.folder_of(TINY, "tiny", calibration_texts(8))
+    folder.mkdir()
+    python = "{}.{}".format(*sys.version_info)
+    command = [sys.executable, "-m", "uv", "run", "-q", "--no-project", "--python", python]
+    words = [str(model), "--memory", "16"] if stem == "fit" else ["--model", str(model)]
+    left = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [*command, str(ROOT / "recipes" / f"{stem}.py"), *words],
+        cwd=folder,
+        env=left | {"UV_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    shutil.rmtree(cache)  # gigabytes of CUDA
+    if stem == "06_awq" and not torch.cuda.is_available():
+        assert done.returncode and "needs an NVIDIA GPU, and there is none" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert ("Q4_K_M" if stem == "fit" else "Large Language Model") in done.stdout
+
+
+def test_the_program_of_12_takes_no_dense_model(tmp_path):
+    done = run_program(recipe("12_experts"), tmp_path, "12_experts", "--model", str(TINY))
+    assert done.returncode and "is no mixture of experts" in done.stderr.splitlines()[-1]
+
+
 def test_a_program_that_needs_a_gpu_says_so_and_one_that_does_not_does_without(monkeypatch):
     """uv installs the builds for GPUs everywhere: vLLM's ends with a sentence, gptqmodel's computes without."""
     from importlib import metadata
-
-    import torch
 
     names: dict = {"__name__": "program"}
     exec((ROOT / "recipes" / "06_awq.py").read_text(encoding="utf-8"), names)
