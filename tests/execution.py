@@ -61,6 +61,7 @@ REAL = {
     "11_newer_formats": {},
     "12_experts": {},
     "13_context": {},
+    "14_finetune": {},
     "03_nf4": {},
     "02_sharding": {},
     "07_comparison": {},

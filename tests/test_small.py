@@ -36,7 +36,7 @@ def test_a_real_model_as_gguf(small_gguf):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", [stem for stem in REAL if stem not in ("07_comparison", "13_context")])
+@pytest.mark.parametrize("stem", [stem for stem in REAL if stem not in ("07_comparison", "13_context", "14_finetune")])
 def test_a_real_model_through_every_notebook(real, stem):
     real("01_baseline"), real(stem)
     found, reference = record(stem), record("01_baseline")
@@ -108,6 +108,15 @@ def test_what_a_real_model_recalls(real, tmp_path):
     assert total["16 bits"] >= 6 and total["keys, by token, 3 bits"] <= 3 < total["keys, by channel, 3 bits"]
     window = found["a window of 128"]
     assert sum(window[:7]) == 0 < window[-1], "what lies before the window is gone"
+
+
+@pytest.mark.slow
+def test_what_a_merge_leaves_of_what_a_real_model_has_learned(real):
+    """14 whole: a few of 50 facts after 60 steps; they pass through the merge into 16 bits, and not into NF4."""
+    rows = re.findall(r"^(.+?) +(\d+) of 50 ", printed(cell(real("14_finetune"), "ship")), re.M)
+    facts = {name: int(number) for name, number in rows}
+    assert facts["NF4"] == 0 and facts["NF4, trained"] >= 3, facts
+    assert facts["merged into 16 bits"] >= 3 and facts["merged into NF4"] <= 1, facts
 
 
 @pytest.mark.slow
