@@ -48,9 +48,7 @@ def test_the_recipe_of_14_runs_in_a_project_without_ours(tmp_path):
     }
     lines = [FORBID, *(f"{name} = {value!r}" for name, value in given.items())]
     recipe = notebooks.recipe("14_finetune")
-    assert (
-        sum(bool(line.strip()) for line in recipe.splitlines()) <= 43
-    )  # with a comment, a docstring and the progress of the training
+    assert sum(bool(line.strip()) for line in recipe.splitlines()) <= 40
     done = run_program("\n".join([*lines, recipe]), tmp_path, "14_finetune")
     assert done.returncode == 0 and "step 10: loss" in done.stdout, done.stderr[-2000:]
     assert (tmp_path / "model-adapter" / "adapter_model.safetensors").is_file()
