@@ -298,6 +298,16 @@ def require_weights(config: Any, tensors: dict[str, tuple[str, tuple[int, ...]]]
         print(f"{len(unknown)} tensors of the files are no part of this model, such as {unknown[0]!r}: left out")
 
 
+def head_of_its_own(folder: pathlib.Path, config: Any) -> bool:
+    """Whether the files hold a head beside the embedding, which ``config`` has tied; then it has not, any more."""
+    if not getattr(config, "tie_word_embeddings", False) or read_json(folder / "config.json").get(
+        "tie_word_embeddings", True
+    ):
+        return False
+    config.tie_word_embeddings = False
+    return True
+
+
 def require_numbers(folder: pathlib.Path, dtype: str | None, machine: Machine, config: Any) -> None:
     """Raise ValueError where a weight is no number, or leaves the range of the type that it will be loaded in.
 

@@ -20,7 +20,7 @@ from series.parameters import check_parameters
 from series.quirks import transformers as remarks
 from series.quirks.torch import multiply_in_32_bits
 from series.techniques import TECHNIQUES, Technique
-from series.texts import calibration_texts, exam_prompts, exam_questions, held_out_windows, wikitext
+from series.texts import exam_prompts, exam_questions, held_out_windows, wikitext
 
 
 class Lesson:
@@ -121,26 +121,11 @@ class Lesson:
         self.technique.require(self)
 
     def _preflight(self) -> fits.Fit:
-        given, technique = self.given, self.technique
-        more = {"where": technique.where, "context": given.get("CONTEXT", 512)}
-        if "GROUP_SIZE" in given:
-            more |= {"group_size": given["GROUP_SIZE"], "bits": given.get("BITS", 4)}
-        if given.get("DTYPE") == "float32":
-            more["whole"] = 4
-        more |= technique.room(self)
-        make, kind = technique.calibrates and not self.ready, technique.format_of(self.settings)
+        technique = self.technique
         fetched = [self.ready.checkpoint] if self.ready else [self.base, *(each.checkpoint for each in self.beside)]
-        more["size"] = self.ready.size if self.ready else None
+        kind, asked = technique.format_of(self.settings), technique.asks(self)
         try:
-            found = fits.preflight(
-                self.machine,
-                self.config,
-                kind,
-                *fetched,
-                make=technique.instead if make else "",
-                offers=techniques.offers,
-                **more,
-            )
+            found = fits.preflight(self.machine, self.config, kind, *fetched, offers=techniques.offers, **asked)
         except MemoryError as error:
             free = self.machine.gpu.free if self.machine.gpu else self.machine.free
             there = "" if self.ready else ready.on_the_hub(self.base, self.config, free, techniques.LOADS)
@@ -164,23 +149,14 @@ class Lesson:
             self.kernel.hold_to_the_recipe(self.folder, self.made, pathlib.Path(self.path))
             if not self.made.exists():
                 require_disk(technique.disk(self))
-        self.texts: list[str] = []
-        if technique.calibrates:
-            from transformers import AutoTokenizer
-
-            count, kind = self.given["CALIBRATION_TEXTS"], self.given["CALIBRATION"]
-            self.texts = calibration_texts(count, kind, AutoTokenizer.from_pretrained(self.path), self.model)
-            self.set("CALIBRATION_TEXTS", len(self.texts), "as many documents as there are")
+        self.texts = technique.documents(self)
         self.converter = ""
         technique.ready(self)
 
     def _require_numbers(self) -> None:
         """Refuse weights that are no numbers, and activations that float16 does not hold, before anything is made."""
         dtype, folder = self.given.get("DTYPE"), pathlib.Path(self.path)
-        settings = models.read_json(folder / "config.json")
-        tied = bool(getattr(self.config, "tie_word_embeddings", False))
-        if tied and not settings.get("tie_word_embeddings", True):  # the files hold a head of their own
-            self.config.tie_word_embeddings = False
+        if gate.head_of_its_own(folder, self.config):
             self.fit = self._preflight()
         if any(folder.glob("*.safetensors")) and self.technique.reads_weights:
             what = f"{self.base.identity} {dtype == 'float16'}"

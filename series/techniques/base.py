@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from series.fit import Fit, fit_on
 from series.machine import Machine, gb
 from series.parameters import Rule
+from series.texts import calibration_texts
 
 if TYPE_CHECKING:
     from series.lesson import Lesson
@@ -116,6 +117,19 @@ class Technique:
     def require(self, lesson: Lesson) -> None:
         """Refuse a model or a parameter, before the work, that a library would stop at half-way."""
 
+    def asks(self, lesson: Lesson) -> dict[str, Any]:
+        """What the fit is asked with, by the notebook's parameters."""
+        given = lesson.given
+        asked = {"where": self.where, "context": given.get("CONTEXT", 512), "size": None}
+        asked["make"] = self.instead if self.calibrates and not lesson.ready else ""
+        if lesson.ready:
+            asked["size"] = lesson.ready.size
+        if "GROUP_SIZE" in given:
+            asked |= {"group_size": given["GROUP_SIZE"], "bits": given.get("BITS", 4)}
+        if given.get("DTYPE") == "float32":
+            asked["whole"] = 4
+        return asked | self.room(lesson)
+
     def room(self, lesson: Lesson) -> dict[str, Any]:
         """Settings of ``series.fit.fit_on`` beyond those that every technique has."""
         return {}
@@ -133,6 +147,17 @@ class Technique:
     def disk(self, lesson: Lesson) -> int:
         """Bytes that the recipe writes."""
         return lesson.fit.weights
+
+    def documents(self, lesson: Lesson) -> list[str]:
+        """The texts to calibrate with; none where it looks at none."""
+        if not self.calibrates:
+            return []
+        from transformers import AutoTokenizer
+
+        count, kind = lesson.given["CALIBRATION_TEXTS"], lesson.given["CALIBRATION"]
+        texts = calibration_texts(count, kind, AutoTokenizer.from_pretrained(lesson.path), lesson.model)
+        lesson.set("CALIBRATION_TEXTS", len(texts), "as many documents as there are")
+        return texts
 
     def ready(self, lesson: Lesson) -> None:
         """The model lies at ``lesson.path``; what is made will lie beside it."""
