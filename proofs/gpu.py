@@ -1,40 +1,42 @@
 """The notebooks with real kernels on a GPU, and the programs of recipes/ at Zephyr's shape: as on this card, as a T4.
 
-    python proofs/gpu.py [--models tiny small] [--out proofs/gpu.md]
+    python proofs/gpu.py [--models tiny FOLDER] [--rows FOLDER] [--out proofs/gpu.md]
 
 A notebook runs whole, by the series' own way. 'As a T4' lacks what a T4 lacks: torch says compute capability 7.5 and
 no bfloat16, a number in bfloat16 on the card is an error, and there is no flash attention. The weights of Zephyr's
 shape are random: the answer means nothing, the bytes are real. What torch allocates on the card is held against what
-``helpers`` computes from the configuration. What cannot be imported here is left out, by name.
+``helpers`` computes from the configuration. What cannot be imported here is left out, by name. With --rows a second
+call adds to the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.sharedctypes import Synchronized
 
 import nbformat
 import report
 
-ROOT = report.ROOT
-
-from helpers.sizes import weight_bytes  # noqa: E402
-from helpers.training import training_bytes  # noqa: E402
-from series import notebooks, run  # noqa: E402
-from series.installed import as_installed, version  # noqa: E402
-from series.techniques import BY_NOTEBOOK  # noqa: E402
+from helpers.sizes import weight_bytes
+from helpers.training import training_bytes
+from series import newcomers, notebooks, run
+from series.installed import as_installed, version
+from series.techniques import BY_NOTEBOOK
 
 AS_A_T4 = """
-import torch
+import torch, triton
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,6 +47,7 @@ class NoBfloat16(TorchDispatchMode):
             raise TypeError(f"{func} makes a number in bfloat16, which this card does not have")
         return out
 
+triton.runtime.driver.active.get_device_capability  # Triton compiles for the card that is there
 torch.cuda.get_device_capability = lambda *device: (7, 5)
 torch.cuda.is_bf16_supported = lambda *given, **more: False
 torch.backends.cuda.enable_flash_sdp(False)
@@ -65,13 +68,14 @@ def generate(self, *given, **more):
 GenerationMixin.generate, sys.argv = generate, sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-KINDS = {"01_baseline": "16-bit", "03_nf4": "NF4", "11_newer_formats": "FP8"}
+KINDS = {"01_baseline": "16-bit", "03_nf4": "NF4", "11_newer_formats": "FP8", "14_finetune": ""}
 CARDS = ("this card", "a T4")
 NOTEBOOKS = [stem for stem in BY_NOTEBOOK if stem != "08_original_stack"]  # an environment of 2023
 HEADER = ["notebook", "model", "card", "ended", "first answer, s", "in all, s", "peak, MB", "predicted", "kernel"]
 OF_PROGRAMS = ["program", "card", "ended", "seconds", "loaded, MB", "peak, MB", "computed, MB"]
-ABOUT = """*Peak*: the most that torch has allocated on the card at once, which llama.cpp's and vLLM's own memory is
-no part of. *Predicted*: what `start` printed of weights and cache; a lesson may hold more than its recipe."""
+ABOUT = """Several ran at once, so the seconds are long. *Peak*: the most that torch has allocated on the card at once,
+which llama.cpp's and vLLM's own memory is no part of. *Predicted*: what `start` printed of weights and cache; a
+lesson may hold more than its recipe. vLLM's engine is a process of its own, which nobody can tell that it has a T4."""
 PROGRAMS = """## Programs of recipes/, random weights of Zephyr's shape
 
 *Loaded*: allocated when the answer begins. *Computed*: `weight_bytes`; for 14, whose four cells run, the sum of
@@ -84,9 +88,8 @@ def zephyr(folder: pathlib.Path) -> pathlib.Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig
 
     torch.manual_seed(0)
-    config = MistralConfig(eos_token_id=2, bos_token_id=1)
     with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+        model = AutoModelForCausalLM.from_config(MistralConfig(eos_token_id=2, bos_token_id=1), dtype=torch.float16)
     model.save_pretrained(folder / "zephyr-random")
     AutoTokenizer.from_pretrained(notebooks.TINY).save_pretrained(folder / "zephyr-random")
     del model
@@ -96,55 +99,67 @@ def zephyr(folder: pathlib.Path) -> pathlib.Path:
 
 def finetune(model: pathlib.Path, folder: pathlib.Path, dtype: str) -> pathlib.Path:
     """14's four cells as a program."""
-    from series import newcomers
-
     given = notebooks.default_parameters("14_finetune")
     given |= {"path": str(folder / model.name), "DTYPE": dtype, "STEPS": 20, "taught": newcomers.taught()}
     (folder / model.name).symlink_to(model)
     lines = [f"{name} = {value!r}" for name, value in given.items()]
-    file = folder / "finetune.py"
-    file.write_text("\n".join([*lines, notebooks.recipe("14_finetune")]), encoding="utf-8")
-    return file
+    (folder / "finetune.py").write_text("\n".join([*lines, notebooks.recipe("14_finetune")]), encoding="utf-8")
+    return folder / "finetune.py"
 
 
-def program(stem: str, model: pathlib.Path, card: str) -> tuple[str, ...]:
+def take_cores(turn: Synchronized, workers: int) -> None:
+    """A share of the cores for this worker and what it starts: threads that wait for one another must not share."""
+    with turn.get_lock():
+        number, turn.value = turn.value, turn.value + 1
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[number % workers :: workers])
+
+
+def write(rows: pathlib.Path, out: str) -> None:
+    """The report of all rows that lie in the folder."""
+    whole, programs = (
+        report.table(
+            header, [json.loads(file.read_text(encoding="utf-8")) for file in sorted(rows.glob(f"{kind}-*.json"))]
+        )
+        for kind, header in (("notebook", HEADER), ("program", OF_PROGRAMS))
+    )
+    report.write("On a GPU", "python proofs/gpu.py", "\n\n".join([ABOUT, whole, PROGRAMS, programs]), out, quiet=True)
+
+
+def program(stem: str, model: pathlib.Path, card: str, _: str) -> list[str]:
     """Run one program in a process of its own; a row of the second table."""
     with tempfile.TemporaryDirectory() as name:
         folder, begun = pathlib.Path(name), time.perf_counter()
-        words = [str(ROOT / "recipes" / f"{stem}.py"), "--model", str(model), "--max-new-tokens", "40"]
+        words = [str(report.ROOT / "recipes" / f"{stem}.py"), "--model", str(model), "--max-new-tokens", "40"]
         if stem == "14_finetune":
             words = [str(finetune(model, folder, "float16" if card == "a T4" else "bfloat16"))]
         code = (AS_A_T4 if card == "a T4" else "") + PROGRAM + COUNT
         done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True)
     _, _, found = done.stdout.rpartition("MEASURED ")
-    computed = weight_bytes(model, KINDS[stem]) if stem in KINDS else 0
-    computed = computed or sum(training_bytes(model, 8 * 62, 8, "NF4").values())
+    kind = KINDS[stem]
+    computed = weight_bytes(model, kind) if kind else sum(training_bytes(model, 8 * 62, 8, "NF4").values())
     said = "yes" if found else "no: " + (done.stderr.strip().splitlines() or [""])[-1][:120]
     sizes = json.loads(found) if found else {"loaded": 0, "peak": 0}
     row = [f"{size / 1e6:,.1f}" for size in (sizes["loaded"], sizes["peak"], computed)]
-    return stem, card, said, f"{time.perf_counter() - begun:.0f}", *row
+    return [stem, card, said, f"{time.perf_counter() - begun:.0f}", *row]
 
 
-def notebook(stem: str, model: str, card: str, folder: str) -> tuple[str, ...]:
+def notebook(stem: str, model: pathlib.Path, card: str, folder: str) -> list[str]:
     """Run one notebook, with a folder of artifacts for each card; a row of the first table."""
-    lacking = [name for name in BY_NOTEBOOK[stem].packages if not version(as_installed(name)) and name != "python"]
-    if lacking:
-        return stem, model, card, f"not tried: no {', '.join(lacking)} here", "", "", "", "", ""
+    given = set(BY_NOTEBOOK[stem].packages) - {"python"} - ({"xllamacpp"} if shutil.which("llama-server") else set())
+    lacking = sorted(name for name in given if not version(as_installed(name)))
+    if lacking or ("vllm" in given and card == "a T4"):
+        why = f"no {', '.join(lacking)} here" if lacking else "vLLM"
+        return [stem, model.name, card, f"not tried: {why}", "", "", "", "", ""]
     os.environ["QUANT_ARTIFACTS"] = f"{folder}/{card[-2:]}"
     source = nbformat.read(notebooks.FOLDER / f"{stem}.ipynb", as_version=4)
     source.cells.append(nbformat.v4.new_code_cell(COUNT))
     if card == "a T4":
         place = next(number for number, cell in enumerate(source.cells) if cell.id == "start")
         source.cells.insert(place, nbformat.v4.new_code_cell(AS_A_T4))
-    out, begun, ended = (
-        pathlib.Path(folder) / f"{stem}-{pathlib.Path(model).name}-{card[-2:]}.ipynb",
-        time.perf_counter(),
-        "yes",
-    )
-    model = str(pathlib.Path(model).resolve()) if pathlib.Path(model).is_dir() else model
-    given = {"MODEL": model} if "MODEL" in notebooks.default_parameters(stem) else {}
+    out, begun, ended = pathlib.Path(folder) / f"{stem}-{model.name}-{card[-2:]}.ipynb", time.perf_counter(), "yes"
+    named = {"MODEL": str(model.resolve() if model.is_dir() else model)}
     try:
-        run.execute(source, out, given, timeout=1200)
+        run.execute(source, out, named if "MODEL" in notebooks.default_parameters(stem) else {}, timeout=1200)
     except run.NotebookFailed as error:
         ended = "no: " + str(error).strip().splitlines()[-1][:160].replace("|", "/")
     done = nbformat.read(out, as_version=4)
@@ -154,29 +169,36 @@ def notebook(stem: str, model: str, card: str, folder: str) -> tuple[str, ...]:
     kernel = re.search(r"^kernel: (.+)$", text, re.M)
     seconds = [f"{answer:.0f}" if answer else "", f"{time.perf_counter() - begun:.0f}"]
     sizes = [f"{int(peak[1]) / 1e6:,.1f}" if peak else "", " + ".join(predicted.groups()) if predicted else ""]
-    return stem, pathlib.Path(model).name, card, ended, *seconds, *sizes, kernel[1] if kernel else ""
+    return [stem, model.name, card, ended, *seconds, *sizes, kernel[1] if kernel else ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=["tiny", "small"], help="for the notebooks")
+    parser.add_argument(
+        "--models", nargs="*", type=pathlib.Path, default=[pathlib.Path("tiny")], help="for the notebooks"
+    )
     parser.add_argument("--notebooks", nargs="*", default=NOTEBOOKS, choices=NOTEBOOKS)
-    parser.add_argument("--at-once", type=int, default=4, help="processes at once; seconds are longer with more")
-    parser.add_argument("--keep", help="a folder for the executed notebooks")
-    parser.add_argument("--out", default=str(ROOT / "proofs" / "gpu.md"))
+    parser.add_argument("--cards", nargs="*", default=CARDS, choices=CARDS)
+    parser.add_argument("--programs", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--at-once", type=int, default=4, help="processes at once")
+    parser.add_argument("--rows", help="a folder for the rows and the executed notebooks")
+    parser.add_argument("--out", default=str(report.ROOT / "proofs" / "gpu.md"))
     given = parser.parse_args()
-    spawn, whole, programs = multiprocessing.get_context("spawn"), [], []
-    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(given.at_once, spawn) as pool:
-        model, folder = zephyr(pathlib.Path(name)), given.keep or name
-        jobs = [pool.submit(program, stem, model, card) for stem in (*KINDS, "14_finetune") for card in CARDS]
-        jobs += [pool.submit(notebook, stem, which, card, folder)
-                 for which in given.models for stem in given.notebooks for card in CARDS]  # fmt: skip
+    spawn = multiprocessing.get_context("spawn")
+    shares = (spawn.Value("i", 0), given.at_once)
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(given.at_once, spawn, take_cores, shares) as pool:
+        rows = pathlib.Path(given.rows or name).resolve()
+        rows.mkdir(parents=True, exist_ok=True)
+        model = zephyr(pathlib.Path(name)) if given.programs else None
+        wanted = [(notebook, *what) for what in itertools.product(given.notebooks, given.models, given.cards)]
+        wanted += [(program, *what) for what in itertools.product(given.programs, [model], given.cards)]
+        jobs = {pool.submit(*what, str(rows)): what for what in wanted}
         for job in as_completed(jobs):
-            row = job.result()
-            (whole if len(row) == 9 else programs).append(row)
-            print(*row, sep=" | ", flush=True)
-            tables = [ABOUT, report.table(HEADER, sorted(whole)), PROGRAMS, report.table(OF_PROGRAMS, sorted(programs))]
-            report.write("On a GPU", "python proofs/gpu.py", "\n\n".join(tables), given.out, quiet=True)
+            work, stem, which, card = jobs[job]
+            file = rows / f"{work.__name__}-{stem}-{which.name}-{card[-2:]}.json"
+            file.write_text(json.dumps(job.result()), encoding="utf-8")
+            print(*job.result(), sep=" | ", flush=True)
+            write(rows, given.out)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Random weights in Q4_0, of Zephyr's shape by default: the answers mean nothing, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--before", type=int, nargs="+", default=[512, 8192, 32_512], help="tokens in the cache")
     parser.add_argument("--users", type=int, nargs="+", default=[1])
     parser.add_argument("--cache", nargs="+", default=["F16", "Q8_0", "Q4_0"])
+    parser.add_argument("--places", type=int, nargs="+", default=[1], help="tokens in a pass, as behind a draft")
     parser.add_argument("--out", help="the file; else the table is printed alone")
     given = parser.parse_args()
     shape = {name: getattr(given, name) for name in shape}
@@ -41,11 +43,12 @@ def main() -> None:
         weights = file.stat().st_size
         for users in given.users:
             for before in given.before:
-                for cache in given.cache:
-                    time = step_time(str(file), users, given.gpu_layers, 20, before, cache)
+                for cache, places in itertools.product(given.cache, given.places):
+                    time = step_time(str(file), users, given.gpu_layers, 20, before, cache, places)
                     numbers = 2 * shape["layers"] * shape["pairs"] * shape["hidden"] // shape["heads"]
                     kept = round(users * before * numbers * GGML_BITS[cache] / 8)
-                    rows.append({"users": users, "tokens": before, "cache": cache, "bytes": kept, "ms": round(time, 3)})
+                    row = {"users": users, "tokens": before, "cache": cache, "bytes": kept, "ms": round(time, 3)}
+                    rows.append(row | ({"places": places} if places > 1 else {}))
                     print(rows[-1], flush=True)
     if given.out:
         found = {"machine": device_name(), "shape": shape, "weights": weights, "rows": rows}

@@ -1,43 +1,53 @@
-"""Many users at once on GPUs: vLLM's server with Zephyr's shape in 16 bits, FP8 and 4 bits, on one GPU and two.
+"""Many users at once on GPUs: vLLM's and llama.cpp's servers with Zephyr's shape in 16 bits, FP8 and 4 bits.
 
-    python scripts/speed_serving.py [--gpus 1 2] [--rows NAME ...] [--users 1 4 16 64] [--out FILE]
+    python scripts/speed_serving.py [--gpus 1 2] [--rows NAME ...] [--users 1 4 16 64] [--at-once] [--out FILE]
 
-Makes the checkpoints with random weights (speed does not depend on their values), starts one server after the other,
-and puts each under load with ``vllm bench serve``. 09_serving shows the committed result.
+Makes the checkpoints with random weights (speed does not depend on their values), starts the servers, one after the
+other or all at once on a large card, and puts one at a time under load with ``vllm bench serve``. ``llama-server``
+has to be on PATH, with CUDA. What a server says that its weights take on the GPU stands beside ``weight_bytes``.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import speed
+from helpers.sizes import weight_bytes
 from series import serving
 
-ROWS = [  # name, checkpoint, GPUs, what is shared
-    ("16-bit, 1 GPU", "base", 1, []),
-    ("AWQ, 1 GPU", "awq", 1, []),
-    ("FP8 dynamic, 1 GPU", "base", 1, ["--quantization", "fp8"]),
-    ("FP8 static, 1 GPU", "fp8", 1, []),
-    ("W4A16, 1 GPU", "packed", 1, []),
-    ("16-bit, tensor parallel 2", "base", 2, ["--tensor-parallel-size", "2"]),
-    ("AWQ, tensor parallel 2", "awq", 2, ["--tensor-parallel-size", "2"]),
-    ("16-bit, pipeline parallel 2", "base", 2, ["--pipeline-parallel-size", "2"]),
-    ("AWQ, pipeline parallel 2", "awq", 2, ["--pipeline-parallel-size", "2"]),
+VERSIONS = ("vllm", "torch", "transformers", "llama-cpp-python")  # the last: llama.cpp's sources
+ROWS = [  # name, checkpoint, GPUs, more words for vLLM, the format for ``weight_bytes`` where it knows it
+    ("16-bit, 1 GPU", "base", 1, [], "16-bit"),
+    ("AWQ, 1 GPU", "awq", 1, [], "AWQ"),
+    ("GPTQ, 1 GPU", "gptq", 1, [], "GPTQ"),
+    ("Q4_K_M, llama.cpp, 1 GPU", "model-Q4_K_M.gguf", 1, [], "Q4_K_M"),
+    ("Q8_0, llama.cpp, 1 GPU", "model-Q8_0.gguf", 1, [], "Q8_0"),
+    ("FP8 dynamic, 1 GPU", "base", 1, ["--quantization", "fp8"], "FP8"),
+    ("FP8 static, 1 GPU", "fp8", 1, [], "FP8"),
+    ("W4A16, 1 GPU", "packed", 1, [], ""),
+    ("16-bit, tensor parallel 2", "base", 2, ["--tensor-parallel-size", "2"], ""),
+    ("AWQ, tensor parallel 2", "awq", 2, ["--tensor-parallel-size", "2"], ""),
+    ("16-bit, pipeline parallel 2", "base", 2, ["--pipeline-parallel-size", "2"], ""),
+    ("AWQ, pipeline parallel 2", "awq", 2, ["--pipeline-parallel-size", "2"], ""),
 ]
 
 
@@ -77,6 +87,22 @@ def make_awq(base: pathlib.Path, folder: pathlib.Path) -> None:
     rewrite(base, folder, change, {"quantization_config": how, "dtype": "float16"})
 
 
+def make_gptq(base: pathlib.Path, folder: pathlib.Path) -> None:
+    """A GPTQ checkpoint of random integers in symmetric groups of 128, in the order of the columns."""
+
+    def change(place: str, weight: torch.Tensor) -> dict:
+        outputs, inputs = weight.shape
+        return {
+            f"{place}.qweight": integers(inputs // 8, outputs),
+            f"{place}.qzeros": integers(inputs // 128, outputs // 8),
+            f"{place}.scales": torch.rand(inputs // 128, outputs).half() / 500,
+            f"{place}.g_idx": (torch.arange(inputs) // 128).int(),
+        }
+
+    how = dict(quant_method="gptq", bits=4, group_size=128, desc_act=False, sym=True)
+    rewrite(base, folder, change, {"quantization_config": how, "dtype": "float16"})
+
+
 def make_packed(base: pathlib.Path, folder: pathlib.Path) -> None:
     """compressed-tensors' W4A16, as llm-compressor writes it: random integers in groups of 128, no zero point."""
 
@@ -113,31 +139,59 @@ def make_fp8(base: pathlib.Path, folder: pathlib.Path) -> None:
     rewrite(base, folder, change, {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}})
 
 
-def measure(row: tuple, scratch: pathlib.Path, users: list[int], more: list[str]) -> dict:
-    """The figures of one server under each number of users, and the seconds of its start."""
-    name, checkpoint, _, flags = row
-    log = scratch / "log"
-    port, begun = serving.free_port(8000, 1), time.perf_counter()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(scratch / checkpoint)]
-    command += ["--served-model-name", "it", "--max-model-len", "2048", "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("w") as file:
-        server = subprocess.Popen([*command, *flags, *more], stdout=file, stderr=file, start_new_session=True)
+@dataclass
+class Server:
+    """A row of ``ROWS``, and the process that has been started for it."""
+
+    row: tuple
+    port: int
+    process: subprocess.Popen
+    log: pathlib.Path
+    begun: float
+
+
+@contextlib.contextmanager
+def started(row: tuple, scratch: pathlib.Path, more: list[str], port: int, users: int) -> Iterator[Server]:
+    """The server of a row, which begins to load, and ends with the block."""
+    _, checkpoint, _, words, _ = row
+    log, file = scratch / f"log-{port}", str(scratch / checkpoint)
+    if checkpoint.endswith(".gguf"):
+        command = ["llama-server", "-m", file, "-a", "it", "-c", str(512 * users), "-np", str(users), "-ngl", "999"]
+    else:
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", file]
+        command += ["--served-model-name", "it", "--max-model-len", "2048", "--kv-cache-memory-bytes", str(2**33)]
+        command += [*words, *more]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise RuntimeError(f"{name}: the server has ended.\n{log.read_text()[-3000:]}") from None
-                time.sleep(1)
-        found = {"name": name, "gpus": row[2], "start_seconds": time.perf_counter() - begun, "users": {}}
-        for count in users:
-            found["users"][count] = serving.load(port, "it", str(scratch / "base"), count, "no key", 256, 128)
-        return found
+        yield Server(row, port, process, log, time.perf_counter())
     finally:
-        server.terminate()
-        server.wait(60)
+        process.terminate()
+        process.wait(60)
+
+
+def wait(server: Server, scratch: pathlib.Path) -> dict:
+    """Wait until it answers: seconds of the start, and the bytes that its weights take, as it says and as computed."""
+    name, _, gpus, _, kind = server.row
+    facts = {"name": name, "gpus": gpus}
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health", timeout=5)
+            break
+        except OSError:  # an error of HTTP too: llama-server answers 503 while it loads
+            if server.process.poll() is not None:
+                return facts | {"error": f"The server has ended.\n{server.log.read_text()[-3000:]}"}
+            time.sleep(1)
+    facts["start_seconds"] = time.perf_counter() - server.begun
+    text = server.log.read_text(errors="replace")
+    found = [
+        (float(size), 2**30) for size in re.findall(r"oading took ([\d.]+) GiB", text)
+    ]  # vLLM, a line for each GPU
+    found += [(float(size), 2**20) for size in re.findall(r"CUDA\d model buffer size = +([\d.]+) MiB", text)]
+    facts["weights_bytes"] = round(sum(size * unit for size, unit in found))
+    facts["computed_bytes"] = weight_bytes(scratch / "base", kind) if kind else None
+    return facts | {"kernels": sorted(set(re.findall(r"Using (\w+Kernel) for", text)))}
 
 
 def main() -> None:
@@ -147,6 +201,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--layers", type=int, default=speed.SHAPES["cuda"]["num_hidden_layers"])
     parser.add_argument("--flags", default="", help="more for vLLM, such as '--attention-backend TRITON_ATTN'")
+    parser.add_argument("--at-once", action="store_true", help="start all first: a large card holds them side by side")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("serving.json"))
     given = parser.parse_args()
     if not torch.cuda.is_available():
@@ -155,7 +210,7 @@ def main() -> None:
     rows = [row for row in ROWS if row[0] in given.rows and row[2] in given.gpus and row[2] <= most]
     result = {
         "machine": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": {name: importlib.metadata.version(name) for name in ("vllm", "torch", "transformers")},
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "layers": given.layers,
         "flags": given.flags,
         "tokens": {"prompt": 256, "answer": 128},
@@ -165,16 +220,31 @@ def main() -> None:
         scratch = pathlib.Path(folder)
         speed.make_base(scratch / "base", given.layers)
         torch.cuda.empty_cache()
-        for name, make in {"awq": make_awq, "fp8": make_fp8, "packed": make_packed}.items():
-            if any(row[1] == name for row in rows):
-                make(scratch / "base", scratch / name)
-        for row in rows:
-            try:
-                result["rows"].append(measure(row, scratch, given.users, given.flags.split()))
-            except RuntimeError as error:
-                result["rows"].append({"name": row[0], "gpus": row[2], "error": str(error)})
-            print(json.dumps(result["rows"][-1])[:1500], flush=True)
-            given.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        makers = {"awq": make_awq, "gptq": make_gptq, "fp8": make_fp8, "packed": make_packed}
+        wanted = {row[1]: row[4] for row in rows if row[1] != "base"}
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            jobs = [pool.submit(makers[n], scratch / "base", scratch / n) for n in wanted if n in makers]
+            kinds = [kind for name, kind in wanted.items() if name not in makers]
+            jobs += [pool.submit(speed.child, "make", kind, scratch, given.layers) for kind in kinds]
+        for job in jobs:
+            job.result()  # or its error
+        for group in [rows] if given.at_once else [[row] for row in rows]:
+            with contextlib.ExitStack() as ends:
+                port, servers = 8000, []
+                for row in group:
+                    port = serving.free_port(port + 1, 1)
+                    one = started(row, scratch, given.flags.split(), port, max(given.users))
+                    servers.append(ends.enter_context(one))
+                for server, facts in [(server, wait(server, scratch)) for server in servers]:
+                    ask = (server.port, "it", str(scratch / "base"))
+                    try:
+                        if "error" not in facts:
+                            facts["users"] = {n: serving.load(*ask, n, "no key", 256, 128) for n in given.users}
+                    except RuntimeError as error:
+                        facts["error"] = str(error)
+                    result["rows"].append(facts)
+                    print(json.dumps(facts)[:1500], flush=True)
+                    given.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -164,8 +164,15 @@ def write_random(
     os.rename(f"{file}.part", file)
 
 
-def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 0, before: int = 0, cache: str = "F16") -> float:
-    """Milliseconds of llama.cpp's fastest step that decodes one token for each of ``users`` conversations.
+def usable_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def step_time(
+    file: str, users: int, gpu_layers: int = 0, steps: int = 0, before: int = 0, cache: str = "F16", places: int = 1
+) -> float:
+    """Milliseconds of llama.cpp's fastest step that decodes ``places`` tokens for each of ``users`` conversations.
 
     Of ``steps``, or of more where they are short: one that is disturbed then counts for nothing.
 
@@ -180,13 +187,13 @@ def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 0, before
         settings.n_gpu_layers = gpu_layers
         model = llama_cpp.llama_model_load_from_file(file.encode(), settings)
         room = llama_cpp.llama_context_default_params()
-        room.n_ctx, room.n_seq_max = (64 + before) * users, users
-        room.n_threads = room.n_threads_batch = os.cpu_count() or 1
+        room.n_ctx, room.n_seq_max = (64 * places + before) * users, users
+        room.n_threads = room.n_threads_batch = usable_cores()
         if before or cache != "F16":
             room.type_k = room.type_v = getattr(llama_cpp, f"GGML_TYPE_{cache}")
             room.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         context = llama_cpp.llama_init_from_model(model, room)
-    batch, times = llama_cpp.llama_batch_init(max(users, 512 if before else 0), 0, 1), []
+    batch, times = llama_cpp.llama_batch_init(max(users * places, 512 if before else 0), 0, 1), []
 
     def decode(rows: list[tuple[int, int]], logits: bool) -> None:
         """One token at each (user, place)."""
@@ -203,7 +210,8 @@ def step_time(file: str, users: int, gpu_layers: int = 0, steps: int = 0, before
             decode([(user, place) for place in range(start, min(before, start + 512))], False)
     for step in range(steps or 10 + 50 // users):
         begun = time.perf_counter()
-        decode([(user, before + step) for user in range(users)], True)
+        first = before + step * places
+        decode([(user, first + place) for user in range(users) for place in range(places)], True)
         times.append(1000 * (time.perf_counter() - begun))
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(context)
