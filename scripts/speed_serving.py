@@ -155,15 +155,21 @@ def started(row: tuple, scratch: pathlib.Path, more: list[str], port: int, users
     """The server of a row, which begins to load, and ends with the block."""
     _, checkpoint, _, words, _ = row
     log, file = scratch / f"log-{port}", str(scratch / checkpoint)
-    if checkpoint.endswith(".gguf"):
-        command = ["llama-server", "-m", file, "-a", "it", "-c", str(512 * users), "-np", str(users), "-ngl", "999"]
-    else:
+    shared = f"--host 127.0.0.1 --port {port}".split()
+    if checkpoint.endswith(".gguf"):  # it says what its weights take from level 4 on
+        command = ["llama-server", "-m", file, *f"-a it -c {1024 * users} -np {users} -ngl 999 -lv 4".split()]
+    else:  # a cache of its own size for each, since several may start on one card
+        room = f"--max-model-len 2048 --kv-cache-memory-bytes {2**33} --gpu-memory-utilization 0.1".split()
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", file]
-        command += ["--served-model-name", "it", "--max-model-len", "2048", "--kv-cache-memory-bytes", str(2**33)]
-        command += [*words, *more]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+        command += ["--served-model-name", "it", *room, *words, *more]
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, *shared],
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=os.environ | {"VLLM_LOGGING_LEVEL": "INFO"},
+        )
     try:
         yield Server(row, port, process, log, time.perf_counter())
     finally:

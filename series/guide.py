@@ -130,6 +130,13 @@ def decision_table(folder: str = "notebooks/") -> str:
         count: served["FP8 dynamic, 1 GPU"][count]["tokens/s"] / users["tokens/s"]
         for count, users in served["16-bit, 1 GPU"].items()
     }
+    loaded = {row["name"].partition(",")[0]: row["users"] for row in read_speed("serving-llama-h200")["rows"]}
+
+    def under_load(kind: str, beside: str) -> str:
+        """Tokens of the server with ``kind``, as multiples of that with ``beside``, for each number of users."""
+        times = [f"{at['tokens/s'] / loaded[beside][n]['tokens/s']:.1f} for {n}" for n, at in loaded[kind].items()]
+        return ", ".join(times).replace(" for 1,", " times the tokens for one user,")
+
     low = speed_of(cpu, "Q2_K") / speed_of(cpu, "Q4_K_M")
     whole = LLAMA_2_7B["16-bit"]
     methods = ", ".join(
@@ -174,8 +181,8 @@ def decision_table(folder: str = "notebooks/") -> str:
         (
             "the same card, and a checkpoint to keep for transformers or vLLM",
             f"{link('GPTQ', '04_gptq')} or {link('AWQ', '06_awq')}",
-            f"{size('GPTQ')}. Perplexity: {methods} [2]. Fast in vLLM, which has a fused kernel for both; GPTQ was not "
-            "measured there",
+            f"{size('GPTQ')}. Perplexity: {methods} [2]. Fast in vLLM, which has a fused kernel for both. On an "
+            f"H200 GPTQ gives, beside 16 bits, {under_load('GPTQ', '16-bit')}; AWQ {under_load('AWQ', '16-bit')} [7]",
         ),
         (
             "a card with 24 GB",
@@ -193,8 +200,8 @@ def decision_table(folder: str = "notebooks/") -> str:
             "a server card that is older, or short of memory, many users",
             f"{link('AWQ', '06_awq')}, vLLM",
             f"{size('AWQ')}, perplexity as above. On an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 "
-            f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. llama.cpp's server under load on "
-            "a GPU was not measured",
+            f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. llama.cpp's server is for few users: with "
+            f"Q4_K_M on an H200 it writes, beside vLLM with AWQ, {under_load('Q4_K_M', 'AWQ')} [7]",
         ),
         (
             "any of these, and no room for a long context",
@@ -225,7 +232,8 @@ SOURCES = (
     "in its way. [3] `make speed`, one user, random weights of Zephyr's shape on the H100; the files `speed-*.json` in "
     f"`benchmarks/` name the machine and the versions. [4] [500,000 evaluations of FP8, INT8 and INT4]({FP8_PAPER}). "
     "[5] `scripts/speed_serving.py`, `benchmarks/serving-h100.json`. [6] `scripts/speed_context.py`, "
-    "`benchmarks/context-h200.json`; with F16 for keys and values as 1."
+    "`benchmarks/context-h200.json`; with F16 for keys and values as 1. [7] `scripts/speed_serving.py`, "
+    "`benchmarks/serving-llama-h200.json`, measured once."
 )
 
 

@@ -440,6 +440,10 @@ def test_what_13_says_of_a_real_model_and_of_a_gpu():
     ms = {(row["users"], row["tokens"], row["cache"]): row["ms"] for row in card["rows"]}
     slower = [ms[users, 32_512, kind] / ms[users, 32_512, "F16"] for users in (1, 16) for kind in ("Q8_0", "Q4_0")]
     assert f"{min(slower):.1f} to {max(slower):.0f} times" in default_cell("13_context", "draft-text")["source"]
+    rows = json.loads((ROOT / "benchmarks" / "places-h200.json").read_text(encoding="utf-8"))["rows"]
+    times = {row["places"]: row["ms"] / rows[0]["ms"] for row in rows[1:]}
+    assert f"two places takes {times[2]:.2f} times as long as over one, over five {times[5]:.2f} times" in said
+    assert f"over nine {times[9]:.2f} times" in said and f"at most {5 / times[5]:.1f} times as fast" in said
     assert all(ms[users, tokens, kind] > ms[users, tokens, "F16"] for users, tokens, kind in ms if kind != "F16")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -226,6 +228,33 @@ def test_a_server_that_is_killed_while_it_answers_is_an_error(server):
         for number, _ in enumerate(client(port).chat.completions.create(**request)):
             if number == 3:
                 os.killpg(one.pid, signal.SIGKILL)
+
+
+class SaysNothing(http.server.BaseHTTPRequestHandler):
+    """llama.cpp's server with tokens that are no text, such as special ones: usage comes with the last of them."""
+
+    protocol_version, log_message = "HTTP/1.1", lambda *given: None
+    close_connection = True
+
+    def do_POST(self):  # noqa: N802
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for number in range(asked["max_tokens"]):
+            time.sleep(0.02)
+            last = {"usage": {"completion_tokens": number + 1}} if number + 1 == asked["max_tokens"] else {}
+            self.wfile.write(f"data: {json.dumps({'choices': [{'text': ''}], **last})}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+
+def test_tokens_that_are_no_text_count():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SaysNothing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = serving.load(server.server_port, "it", str(notebooks.TINY), 2, "no key", 16, 5)
+        server.shutdown()
+    assert found["tokens/s"] == pytest.approx(5 * found["requests/s"])
+    assert 20 <= found["per token, ms"] <= found["per token, ms (95%)"], "five tokens, four waits of 20 ms or more"
 
 
 def test_a_taken_port_is_passed_over():
