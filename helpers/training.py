@@ -28,7 +28,9 @@ def adapter_weights(config: Any, rank: int) -> int:
 def training_bytes(config: Any, tokens: int, rank: int | None = None, kind: str = "16-bit") -> dict[str, int]:
     """What a step of training with gradient checkpointing holds, in bytes.
 
-    A block that is computed again on the way back needs more for a moment, which is not counted.
+    A block that is computed again on the way back needs more for a moment, which is not counted. Where the format has
+    fewer than 16 bits, peft's ``prepare_model_for_kbit_training`` puts what is not quantized into 32 bits: embedding,
+    head and norms, and with them what flows from block to block.
 
     Args:
         config: the model's configuration.
@@ -39,22 +41,24 @@ def training_bytes(config: Any, tokens: int, rank: int | None = None, kind: str 
     Returns:
         'weights', 'adapter', 'gradients', 'optimizer', and 'kept': the inputs of the blocks, and the scores.
     """
-    whole = sum(w.count for w in model_weights(config))
-    weights = FULL * whole if kind == "32-bit" else weight_bytes(config, kind)
-    if rank is None:
-        width = FULL if kind == "32-bit" else 2
-        adapter, trained = 0, width * whole
-    else:
-        adapter = trained = FULL * adapter_weights(config, rank)
+    whole, width = sum(w.count for w in model_weights(config)), 2 if kind == "16-bit" else FULL
+    weights = FULL * whole if kind == "32-bit" else weight_bytes(config, kind, whole=width)
+    adapter = 0 if rank is None else FULL * adapter_weights(config, rank)
+    trained = adapter or width * whole
     found = {"weights": weights, "adapter": adapter, "gradients": trained, "optimizer": MOMENTS * trained}
-    return found | {"kept": tokens * kept_per_token(config)}
+    return found | {"kept": tokens * kept_per_token(config, width, everything=rank is None)}
 
 
-def kept_per_token(config: Any) -> int:
-    """Bytes that a step keeps for a token, with checkpointing: 16-bit inputs of the blocks, and the scores.
+def kept_per_token(config: Any, width: int, everything: bool) -> int:
+    """Bytes that a step keeps for a token, with checkpointing, of a model of Llama's kind.
 
-    The last norm and the head keep theirs as well. The scores are of the whole vocabulary, in 16 bits as the head
-    gives them, and in 32 bits for the loss.
+    The input of each block, and in 32 bits that of the last norm and the logarithms of the scores of the whole
+    vocabulary. A norm and a head that are trained keep their own inputs as well.
+
+    Args:
+        width: bytes of a number that flows from block to block.
+        everything: whether all weights are trained.
     """
     settings = settings_of(config)
-    return 2 * (settings["num_hidden_layers"] + 2) * settings["hidden_size"] + (2 + FULL) * settings["vocab_size"]
+    inputs = settings["num_hidden_layers"] + (2 if everything else 0)
+    return (width * inputs + FULL) * settings["hidden_size"] + FULL * settings["vocab_size"]

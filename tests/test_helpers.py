@@ -699,8 +699,49 @@ def test_an_exercise_is_answered_in_one_line(capsys, answer, expected, said):
     assert capsys.readouterr().out == said + "\n"
 
 
+@pytest.mark.parametrize("rank, kind", [(4, "NF4"), (4, "16-bit"), (None, "16-bit"), (None, "32-bit")])
+def test_what_training_holds_is_what_torch_holds(rank, kind, tmp_path):
+    """A shape in which no two of the terms are equal by chance; but for a few numbers for each token."""
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+
+    from helpers.memory import tensor_bytes
+    from helpers.training import training_bytes
+
+    shape = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4, vocab_size=700)
+    dtype = torch.float32 if kind == "32-bit" else torch.bfloat16
+    AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=dtype).save_pretrained(tmp_path)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    settings = {"quantization_config": four} if kind == "NF4" else {}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, **settings)
+    config, whole = model.config, {"use_reentrant": False}
+    if kind == "NF4":
+        model = prepare_model_for_kbit_training(model, True, whole)
+    model.gradient_checkpointing_enable(whole)
+    if rank:
+        model.enable_input_require_grads()
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear"))
+    weights = {part.untyped_storage().data_ptr() for part in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if (place := tensor.untyped_storage()).data_ptr() not in weights:
+            kept[place.data_ptr()] = place.nbytes()
+        return tensor
+
+    ids = torch.randint(3, 700, (2, 24))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model.train()(input_ids=ids, labels=ids, use_cache=False).loss
+    predicted = training_bytes(config, ids.numel(), rank, kind)
+    assert 0 <= sum(kept.values()) - predicted["kept"] <= 40 * ids.numel() and loss.requires_grad
+    frequencies = 128  # of the rotary embedding
+    assert tensor_bytes(model) - frequencies == predicted["weights"] + predicted["adapter"]
+
+
 def test_the_bytes_of_a_training():
     """Zephyr: of rank 16 a layer has 16 (inputs + outputs), for four matrices of attention and three of 14,336."""
+    from helpers.sizes import weight_bytes
     from helpers.training import adapter_weights, training_bytes
 
     mistral = {"model_type": "mistral", "num_key_value_heads": 8, "intermediate_size": 14336}
@@ -709,6 +750,7 @@ def test_the_bytes_of_a_training():
     small, full = training_bytes(mistral, 1, 16, "NF4"), training_bytes(mistral, 1, kind="32-bit")
     assert small["gradients"] == small["adapter"] == 4 * 32 * layer and small["optimizer"] == 8 * 32 * layer
     assert full["optimizer"] == 2 * full["gradients"] == 2 * full["weights"] == 8 * 7_241_732_096
-    assert small["kept"] == full["kept"] == 2 * 34 * 4096 + 6 * 32_000
+    assert small["weights"] == weight_bytes(mistral, "NF4") + 2 * (2 * 32_000 + 65) * 4096, "what is not NF4: 32 bits"
+    assert small["kept"] == 4 * 33 * 4096 + 4 * 32_000 and full["kept"] == 4 * 35 * 4096 + 4 * 32_000
     with pytest.raises(ValueError, match="Experts are stacked"):
         adapter_weights({"model_type": "mixtral"}, 8)

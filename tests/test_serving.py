@@ -49,6 +49,14 @@ def test_each_server_is_put_under_each_load(executed):
     assert rows[:12] == ["1", "4", "16", "32"] * 3  # more columns may stand below
 
 
+def test_what_09_says_of_llama_cpp_under_load_on_a_gpu():
+    rows = json.loads((ROOT / "benchmarks" / "serving-llama-h200.json").read_text(encoding="utf-8"))["rows"]
+    speed = {row["name"].partition(",")[0]: row["users"] for row in rows}
+    one, some, many = (f"{speed['Q4_K_M'][n]['tokens/s'] / speed['AWQ'][n]['tokens/s']:.1f}" for n in ("1", "16", "64"))
+    said = notebooks.cell(STEM, "desktop")["source"]
+    assert some == many and f"wrote {one} times the tokens of vLLM with AWQ for one user, and {many} times for" in said
+
+
 def test_a_server_without_room_takes_answers_back_and_gives_them_all(executed):
     found = re.findall(r"([\w-]+): (\d+) pages of \d+ tokens; (\d+) times", printed(cell(executed(STEM), "room")))
     pages, again = ({name: int(row[place]) for name, *row in found} for place in (0, 1))

@@ -117,6 +117,8 @@ def test_what_a_merge_leaves_of_what_a_real_model_has_learned(real):
     facts = {name: int(number) for name, number in rows}
     assert facts["NF4"] == 0 and facts["NF4, trained"] >= 3, facts
     assert facts["merged into 16 bits"] >= 3 and facts["merged into NF4"] <= 1, facts
+    held = re.search(r"with it ([\d.]+) MB; predicted ([\d.]+) MB", printed(cell(real("14_finetune"), "kept")))
+    assert float(held[1]) == pytest.approx(float(held[2]), rel=0.01), "of a vocabulary 24 times that of tiny"
 
 
 @pytest.mark.slow
