@@ -144,6 +144,7 @@ def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int
         RuntimeError: a request failed.
     """
     os.environ["OPENAI_API_KEY"] = key
+    prompts = max(16, 2 * users)  # few of a small model are over in a tenth of a second, and one that waits tells all
     try:
         with quiet():
             from vllm.benchmarks.serve import add_cli_args, main_async
@@ -169,7 +170,7 @@ def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int
                 "--temperature",
                 "0",
                 "--num-prompts",
-                str(max(4, 2 * users)),
+                str(prompts),
                 "--max-concurrency",
                 str(users),
                 "--num-warmups",
@@ -188,7 +189,7 @@ def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int
     finally:
         del os.environ["OPENAI_API_KEY"]
     if found["failed"]:
-        raise RuntimeError(f"{found['failed']} of {max(4, 2 * users)} requests to {model} failed.")
+        raise RuntimeError(f"{found['failed']} of {prompts} requests to {model} failed.")
     # Every answer has ``answered`` tokens. The tool counts those of llama.cpp's answers from their text, which some of
     # them are no part of.
     after = [1000 * sum(waits) / (answered - 1) for waits in found["itls"]]
