@@ -28,19 +28,27 @@ def adapter_weights(config: Any, rank: int) -> int:
 def training_bytes(config: Any, tokens: int, rank: int | None = None, kind: str = "16-bit") -> dict[str, int]:
     """What a step of training with gradient checkpointing holds, in bytes.
 
-    A block that is computed again on the way back needs more for a moment, which is not counted. Where the format has
-    fewer than 16 bits, peft's ``prepare_model_for_kbit_training`` puts what is not quantized into 32 bits: embedding,
-    head and norms, and with them what flows from block to block.
+    A block that is computed again on the way back needs more for a moment, which is not counted. With NF4, peft's
+    ``prepare_model_for_kbit_training`` puts what is not quantized into 32 bits: embedding, head and norms, and with
+    them what flows from block to block. With other formats it does so or not, by the library that made them.
 
     Args:
         config: the model's configuration.
         tokens: of a batch in all: its rows times the longest of them.
-        rank: of the LoRA adapter; None: all weights are trained, in the type of ``kind`` ('16-bit' or '32-bit').
-        kind: the format of the weights, one of ``helpers.sizes.FORMATS``, or '32-bit'.
+        rank: of the LoRA adapter; None: all weights are trained.
+        kind: the format of the weights: '16-bit', '32-bit', or with an adapter 'NF4'.
 
     Returns:
-        'weights', 'adapter', 'gradients', 'optimizer', and 'kept': the inputs of the blocks, and the scores.
+        'weights', 'adapter', 'gradients', 'optimizer', and 'kept': the inputs of the blocks, and the probabilities.
+
+    Raises:
+        ValueError: another format or rank, or a model with experts.
     """
+    if kind not in ("16-bit", "32-bit", *(["NF4"] if rank else [])) or (rank is not None and rank < 1):
+        raise ValueError(
+            f"The bytes of training are known for '16-bit' and '32-bit', and for 'NF4' with an adapter of "
+            f"rank 1 or more, not for {kind!r} with rank {rank}."
+        )
     whole, width = sum(w.count for w in model_weights(config)), 2 if kind == "16-bit" else FULL
     weights = FULL * whole if kind == "32-bit" else weight_bytes(config, kind, whole=width)
     adapter = 0 if rank is None else FULL * adapter_weights(config, rank)
@@ -52,8 +60,8 @@ def training_bytes(config: Any, tokens: int, rank: int | None = None, kind: str 
 def kept_per_token(config: Any, width: int, everything: bool) -> int:
     """Bytes that a step keeps for a token, with checkpointing, of a model of Llama's kind.
 
-    The input of each block, and in 32 bits that of the last norm and the logarithms of the scores of the whole
-    vocabulary. A norm and a head that are trained keep their own inputs as well.
+    The input of each block, and in 32 bits that of the last norm and the logarithms of the probabilities of the
+    whole vocabulary. A norm and a head that are trained keep their own inputs as well.
 
     Args:
         width: bytes of a number that flows from block to block.

@@ -71,8 +71,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 KINDS = {"01_baseline": "16-bit", "03_nf4": "NF4", "11_newer_formats": "FP8", "14_finetune": ""}
 CARDS = ("this card", "a T4")
 NOTEBOOKS = [stem for stem in BY_NOTEBOOK if stem != "08_original_stack"]  # an environment of 2023
-HEADER = ["notebook", "model", "card", "ended", "first answer, s", "in all, s", "peak, MB", "predicted", "kernel"]
-OF_PROGRAMS = ["program", "card", "ended", "seconds", "loaded, MB", "peak, MB", "computed, MB"]
+HEADER = "notebook,model,card,ended,first answer in s,all in s,peak in MB,predicted,kernel,commit".split(",")
+OF_PROGRAMS = "program,card,ended,seconds,loaded in MB,peak in MB,computed in MB,commit".split(",")
 ABOUT = """Several ran at once, so the seconds are long. *Peak*: the most that torch has allocated on the card at once,
 which llama.cpp's and vLLM's own memory is no part of. *Predicted*: what `start` printed of weights and cache; a
 lesson may hold more than its recipe. vLLM's engine is a process of its own, which nobody can tell that it has a T4."""
@@ -148,7 +148,7 @@ def notebook(stem: str, model: pathlib.Path, card: str, folder: str) -> list[str
     given = set(BY_NOTEBOOK[stem].packages) - {"python"} - ({"xllamacpp"} if shutil.which("llama-server") else set())
     lacking = sorted(name for name in given if not version(as_installed(name)))
     if lacking or ("vllm" in given and card == "a T4"):
-        why = f"no {', '.join(lacking)} here" if lacking else "vLLM"
+        why = f"no {', '.join(lacking)} here" if lacking else "vLLM's engine is a process of its own"
         return [stem, model.name, card, f"not tried: {why}", "", "", "", "", ""]
     os.environ["QUANT_ARTIFACTS"] = f"{folder}/{card[-2:]}"
     source = nbformat.read(notebooks.FOLDER / f"{stem}.ipynb", as_version=4)
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--out", default=str(report.ROOT / "proofs" / "gpu.md"))
     given = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
+    given.at_once = min(given.at_once, len(os.sched_getaffinity(0)))  # a core for each
     shares = (spawn.Value("i", 0), given.at_once)
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(given.at_once, spawn, take_cores, shares) as pool:
         rows = pathlib.Path(given.rows or name).resolve()
@@ -196,7 +197,7 @@ def main() -> None:
         for job in as_completed(jobs):
             work, stem, which, card = jobs[job]
             file = rows / f"{work.__name__}-{stem}-{which.name}-{card[-2:]}.json"
-            file.write_text(json.dumps(job.result()), encoding="utf-8")
+            file.write_text(json.dumps([*job.result(), report.COMMIT]), encoding="utf-8")
             print(*job.result(), sep=" | ", flush=True)
             write(rows, given.out)
 

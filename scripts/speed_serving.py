@@ -4,7 +4,7 @@
 
 Makes the checkpoints with random weights (speed does not depend on their values), starts the servers, one after the
 other or all at once on a large card, and puts one at a time under load with ``vllm bench serve``. ``llama-server``
-has to be on PATH, with CUDA. What a server says that its weights take on the GPU stands beside ``weight_bytes``.
+has to be on PATH, with CUDA. What a server says that its weights take stands beside ``weight_bytes``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import importlib.metadata
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import speed
 from helpers.sizes import weight_bytes
-from series import serving
+from series import installed, serving
 
 VERSIONS = ("vllm", "torch", "transformers", "llama-cpp-python")  # the last: llama.cpp's sources
 ROWS = [  # name, checkpoint, GPUs, more words for vLLM, the format for ``weight_bytes`` where it knows it
@@ -194,7 +194,7 @@ def wait(server: Server, scratch: pathlib.Path) -> dict:
     found = [
         (float(size), 2**30) for size in re.findall(r"oading took ([\d.]+) GiB", text)
     ]  # vLLM, a line for each GPU
-    found += [(float(size), 2**20) for size in re.findall(r"CUDA\d model buffer size = +([\d.]+) MiB", text)]
+    found += [(float(size), 2**20) for size in re.findall(r"(?:CUDA\d|CPU\w*) model buffer size = +([\d.]+) MiB", text)]
     facts["weights_bytes"] = round(sum(size * unit for size, unit in found))
     facts["computed_bytes"] = weight_bytes(scratch / "base", kind) if kind else None
     return facts | {"kernels": sorted(set(re.findall(r"Using (\w+Kernel) for", text)))}
@@ -214,9 +214,15 @@ def main() -> None:
         raise SystemExit("This needs a GPU; 09_serving.ipynb measures a small model on a processor.")
     most = torch.cuda.device_count()
     rows = [row for row in ROWS if row[0] in given.rows and row[2] in given.gpus and row[2] <= most]
+    if not rows:
+        raise SystemExit(f"No row is for --gpus {given.gpus} and the {most} that are here.")
+    if any(row[1].endswith(".gguf") for row in rows) and not shutil.which("llama-server"):
+        raise SystemExit(
+            "There is no llama-server on PATH for the rows of GGUF files: build llama.cpp, or name --rows."
+        )
     result = {
         "machine": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "versions": {name: installed.version(name) for name in VERSIONS},
         "layers": given.layers,
         "flags": given.flags,
         "tokens": {"prompt": 256, "answer": 128},
@@ -241,7 +247,9 @@ def main() -> None:
                     port = serving.free_port(port + 1, 1)
                     one = started(row, scratch, given.flags.split(), port, max(given.users))
                     servers.append(ends.enter_context(one))
-                for server, facts in [(server, wait(server, scratch)) for server in servers]:
+                with concurrent.futures.ThreadPoolExecutor(len(servers)) as pool:  # each has its own time of starting
+                    found = list(pool.map(wait, servers, [scratch] * len(servers)))
+                for server, facts in zip(servers, found, strict=True):
                     ask = (server.port, "it", str(scratch / "base"))
                     try:
                         if "error" not in facts:

@@ -133,10 +133,11 @@ def decision_table(folder: str = "notebooks/") -> str:
     loaded = {row["name"].partition(",")[0]: row["users"] for row in read_speed("serving-llama-h200")["rows"]}
 
     def under_load(kind: str, beside: str) -> str:
-        """Tokens of the server with ``kind``, as multiples of that with ``beside``, for each number of users."""
-        times = [f"{at['tokens/s'] / loaded[beside][n]['tokens/s']:.1f} for {n}" for n, at in loaded[kind].items()]
-        return ", ".join(times).replace(" for 1,", " times the tokens for one user,")
+        """Tokens per second of the server with ``kind``, as multiples of that with ``beside``, by number of users."""
+        times = [f"{at['tokens/s'] / loaded[beside][n]['tokens/s']:.1f} with {n}" for n, at in loaded[kind].items()]
+        return ", ".join(times).replace(" with 1,", " times with one user,")
 
+    many = loaded["AWQ"]["64"]["tokens/s"] / loaded["16-bit"]["64"]["tokens/s"]
     low = speed_of(cpu, "Q2_K") / speed_of(cpu, "Q4_K_M")
     whole = LLAMA_2_7B["16-bit"]
     methods = ", ".join(
@@ -181,8 +182,9 @@ def decision_table(folder: str = "notebooks/") -> str:
         (
             "the same card, and a checkpoint to keep for transformers or vLLM",
             f"{link('GPTQ', '04_gptq')} or {link('AWQ', '06_awq')}",
-            f"{size('GPTQ')}. Perplexity: {methods} [2]. Fast in vLLM, which has a fused kernel for both. On an "
-            f"H200 GPTQ gives, beside 16 bits, {under_load('GPTQ', '16-bit')}; AWQ {under_load('AWQ', '16-bit')} [7]",
+            f"{size('GPTQ')}. Perplexity: {methods} [2]. Fast in vLLM, which has a fused kernel for both, "
+            f"while users are few. Tokens per second on an H200, against 16 bits: GPTQ {under_load('GPTQ', '16-bit')}; "
+            f"AWQ {under_load('AWQ', '16-bit')} [7]",
         ),
         (
             "a card with 24 GB",
@@ -200,8 +202,9 @@ def decision_table(folder: str = "notebooks/") -> str:
             "a server card that is older, or short of memory, many users",
             f"{link('AWQ', '06_awq')}, vLLM",
             f"{size('AWQ')}, perplexity as above. On an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 "
-            f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. llama.cpp's server is for few users: with "
-            f"Q4_K_M on an H200 it writes, beside vLLM with AWQ, {under_load('Q4_K_M', 'AWQ')} [7]",
+            f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. With 64 users on an H200 it is slower "
+            f"than 16 bits ({many:.1f} times the tokens per second): it saves memory there, not time. llama.cpp's "
+            f"server is for few users: Q4_K_M on that card, against AWQ in vLLM: {under_load('Q4_K_M', 'AWQ')} [7]",
         ),
         (
             "any of these, and no room for a long context",

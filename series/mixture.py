@@ -178,7 +178,10 @@ def step_time(
 
     Args:
         before: tokens that each conversation has in the cache already.
-        cache: the type of keys and values; flash attention is on where it is not 'F16'.
+        cache: the type of keys and values; flash attention is on where it is not 'F16', and behind other tokens.
+
+    Raises:
+        RuntimeError: llama.cpp has no room for so many conversations, or cannot decode them.
     """
     import llama_cpp
 
@@ -189,10 +192,13 @@ def step_time(
         room = llama_cpp.llama_context_default_params()
         room.n_ctx, room.n_seq_max = (64 * places + before) * users, users
         room.n_threads = room.n_threads_batch = usable_cores()
+        room.n_batch = max(room.n_batch, users * places)
         if before or cache != "F16":
             room.type_k = room.type_v = getattr(llama_cpp, f"GGML_TYPE_{cache}")
             room.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         context = llama_cpp.llama_init_from_model(model, room)
+    if not context:
+        raise RuntimeError(f"llama.cpp could not make room for {users} conversations with {file}.")
     batch, times = llama_cpp.llama_batch_init(max(users * places, 512 if before else 0), 0, 1), []
 
     def decode(rows: list[tuple[int, int]], logits: bool) -> None:

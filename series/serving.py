@@ -134,7 +134,7 @@ def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int
     """Put a server under the load of ``users`` who ask again as soon as they have their answer: ``vllm bench serve``.
 
     Args:
-        asked, answered: tokens of each prompt, random ones, and of each answer.
+        asked, answered: tokens of each prompt, random ones, and of each answer; two or more of an answer.
 
     Returns:
         Tokens and requests per second, and the medians and 95th percentiles of milliseconds to the first token and
@@ -144,7 +144,7 @@ def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int
         RuntimeError: a request failed.
     """
     os.environ["OPENAI_API_KEY"] = key
-    prompts = max(16, 2 * users)  # few of a small model are over in a tenth of a second, and one that waits tells all
+    prompts = max(16, 2 * users)  # with few short answers, one slow request decides the figure
     try:
         with quiet():
             from vllm.benchmarks.serve import add_cli_args, main_async
@@ -190,8 +190,7 @@ def load(port: int, model: str, tokenizer: str, users: int, key: str, asked: int
         del os.environ["OPENAI_API_KEY"]
     if found["failed"]:
         raise RuntimeError(f"{found['failed']} of {prompts} requests to {model} failed.")
-    # Every answer has ``answered`` tokens. The tool counts those of llama.cpp's answers from their text, which some of
-    # them are no part of.
+    # Every answer has ``answered`` tokens. The tool counts llama.cpp's from the text, where special tokens are missing.
     after = [1000 * sum(waits) / (answered - 1) for waits in found["itls"]]
     return {
         "tokens/s": found["request_throughput"] * answered,

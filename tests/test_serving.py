@@ -262,7 +262,7 @@ def test_tokens_that_are_no_text_count():
         found = serving.load(server.server_port, "it", str(notebooks.TINY), 2, "no key", 16, 5)
         server.shutdown()
     assert found["tokens/s"] == pytest.approx(5 * found["requests/s"])
-    assert 20 <= found["per token, ms"] <= found["per token, ms (95%)"], "five tokens, four waits of 20 ms or more"
+    assert 10 < found["per token, ms"] <= found["per token, ms (95%)"], "four waits of 20 ms; none, by the text"
 
 
 def test_a_taken_port_is_passed_over():
