@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -145,7 +144,7 @@ def program(stem: str, model: pathlib.Path, card: str, _: str) -> list[str]:
 
 def notebook(stem: str, model: pathlib.Path, card: str, folder: str) -> list[str]:
     """Run one notebook, with a folder of artifacts for each card; a row of the first table."""
-    given = set(BY_NOTEBOOK[stem].packages) - {"python"} - ({"xllamacpp"} if shutil.which("llama-server") else set())
+    given = set(BY_NOTEBOOK[stem].packages) - {"python"}
     lacking = sorted(name for name in given if not version(as_installed(name)))
     if lacking or ("vllm" in given and card == "a T4"):
         why = f"no {', '.join(lacking)} here" if lacking else "vLLM's engine is a process of its own"

@@ -356,3 +356,13 @@ def test_the_commands_that_are_missing_are_written_and_no_others(tmp_path, monke
     monkeypatch.setenv("PATH", f"{own}{os.pathsep}{os.environ['PATH']}")
     assert not any(line.startswith("llama-server") for line in serving.commands(tmp_path / "bin2"))
     assert pathlib.Path(serving.search_path(own).split(os.pathsep)[0]) == own
+
+
+def test_a_machine_with_llama_cpps_server_needs_no_package_of_it(tmp_path):
+    (tmp_path / "llama-server").write_text("#!/bin/sh\n")
+    (tmp_path / "llama-server").chmod(0o755)
+    code = "from series.techniques import BY_NOTEBOOK; print('xllamacpp' in BY_NOTEBOOK['09_serving'].packages)"
+    for path, needed in ((str(tmp_path), "False"), ("", "True")):
+        given = os.environ | {"PATH": path}
+        said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=given, capture_output=True, text=True)
+        assert said.stdout.strip() == needed, said

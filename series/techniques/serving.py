@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import helpers
@@ -52,7 +53,8 @@ class Vllm(Technique):
 
 class Serving(Vllm):
     name, notebook, kind = "serving", "09_serving", "AWQ"
-    library, packages = "vLLM, llama.cpp", ("vllm", "xllamacpp", "openai", "torch", "transformers")
+    library = "vLLM, llama.cpp"
+    packages = ("vllm", *([] if shutil.which("llama-server") else ["xllamacpp"]), "openai", "torch", "transformers")
     parameters = Vllm.parameters | {"PORT": whole(1024, 65000)}
     refuses = (gate.no_experts, gate.no_states)
     loads, beside, spares = ("awq", "gptq", "gguf"), True, 2  # with both, there is no server in 16 bits
