@@ -142,6 +142,8 @@ def test_an_adapter_is_served_beside_the_model(commands, executed, tmp_path):
     vllm += [
         "--max-model-len",
         "256",
+        "--gpu-memory-utilization",  # of all memory, on a processor: by default more than may be free
+        "0.3",
         "--enable-lora",
         "--lora-modules",
         f"newcomers={adapter}",
