@@ -385,6 +385,21 @@ def test_the_hubs_own_words_reach_the_reader(folder, tmp_path, status, headers, 
     assert re.search(sentence, said), said
 
 
+@pytest.mark.parametrize(("technique", "notebook"), [("gguf", "05_gguf"), ("finetune", "14_finetune")])
+def test_a_tokenizer_at_which_llama_cpp_ends_the_kernel(folder, artifacts, technique, notebook):
+    """It says that it falls back to bytes and has none, as transformers 5.17 wrote it for a file of SmolLM2."""
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    file = folder / "tokenizer.json"
+    text = file.read_text(encoding="utf-8")
+    given = default_parameters(notebook) | {"MODEL": str(folder)}
+    start(technique, dict(given)).close()
+    for byte in range(256):
+        text = text.replace(f"<0x{byte:02X}>", f"<no {byte:02X}>")
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="has no token for a byte"):
+        start(technique, dict(given))
+
+
 def test_a_file_is_no_model():
     with pytest.raises(ValueError, match="MODEL takes a whole model, and READY a file"):
         find("hf.co/owner/model:Q4_K_M")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import pathlib
 from typing import Any
 
 # Models with a sliding window that llama.cpp reads whole, since its converter does not write the window into the file.
@@ -29,4 +31,22 @@ def require_window(config: Any, context: int, longest: int) -> None:
         raise ValueError(
             f"This model reads the last {window:,} tokens (sliding_window), and llama.cpp reads all of them "
             f"for {config.model_type!r}: for a longer text it would be another model. {way}"
+        )
+
+
+def require_tokenizer(folder: str) -> None:
+    """Raise ValueError for a tokenizer that says it falls back to bytes, and has no tokens for them.
+
+    llama.cpp ends the process, and the kernel with it, at the first character that is in no token. transformers 5.17
+    wrote such files for the byte-level tokenizers of GGUF files.
+    """
+    file = pathlib.Path(folder) / "tokenizer.json"
+    if not file.is_file() or file.with_name("tokenizer.model").is_file():
+        return
+    model = json.loads(file.read_text(encoding="utf-8"))["model"]
+    if model["type"] == "BPE" and model.get("byte_fallback") and "<0x0A>" not in model["vocab"]:
+        raise ValueError(
+            "This model's tokenizer.json says byte_fallback, and has no token for a byte: llama.cpp would end this "
+            "kernel at the first character that it does not know. Copy the tokenizer's files from the model that this "
+            "one was made from."
         )

@@ -11,6 +11,7 @@ from series import gate
 from series.converter import llama_cpp_converter
 from series.machine import OVERHEAD, gb
 from series.parameters import number, one_of, whole
+from series.quirks import llama_cpp
 from series.techniques.base import Technique
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Finetune(Technique):
 
     def ready(self, lesson: Lesson) -> None:
         random.seed(0)  # which examples stand in a batch
+        llama_cpp.require_tokenizer(lesson.path)
         lesson.converter = str(llama_cpp_converter())
 
 

@@ -55,6 +55,7 @@ class LlamaCpp(Technique):
 
     def ready(self, lesson: Lesson) -> None:
         if not lesson.ready:
+            llama_cpp.require_tokenizer(lesson.path)
             lesson.converter = str(llama_cpp_converter())
 
 
