@@ -74,7 +74,7 @@ HEADER = "notebook,model,card,ended,first answer in s,all in s,peak in MB,predic
 OF_PROGRAMS = "program,card,ended,seconds,loaded in MB,peak in MB,computed in MB,commit".split(",")
 ABOUT = """Several ran at once, so the seconds are long. *Peak*: the most that torch has allocated on the card at once,
 which llama.cpp's and vLLM's own memory is no part of. *Predicted*: what `start` printed of weights and cache; a
-lesson may hold more than its recipe. vLLM's engine is a process of its own, which nobody can tell that it has a T4."""
+lesson may hold more than its recipe."""
 PROGRAMS = """## Programs of recipes/, random weights of Zephyr's shape
 
 *Loaded*: allocated when the answer begins. *Computed*: `weight_bytes`; for 14, whose four cells run, the sum of
