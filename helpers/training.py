@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from helpers.architecture import model_weights, settings_of
-from helpers.sizes import weight_bytes
+from helpers.sizes import experts_of, weight_bytes
 
 FULL = 4  # bytes of a number in 32 bits: those of an adapter, its gradients and the optimizer
 MOMENTS = 2  # numbers that AdamW keeps for each weight that it changes
@@ -49,6 +49,8 @@ def training_bytes(config: Any, tokens: int, rank: int | None = None, kind: str 
             f"The bytes of training are known for '16-bit' and '32-bit', and for 'NF4' with an adapter of "
             f"rank 1 or more, not for {kind!r} with rank {rank}."
         )
+    if experts_of(config):
+        raise ValueError("The bytes of training are known for dense models, and this one has experts.")
     whole, width = sum(w.count for w in model_weights(config)), 2 if kind == "16-bit" else FULL
     weights = FULL * whole if kind == "32-bit" else weight_bytes(config, kind, whole=width)
     adapter = 0 if rank is None else FULL * adapter_weights(config, rank)

@@ -243,12 +243,13 @@ def main() -> None:
         for group in [rows] if given.at_once else [[row] for row in rows]:
             with contextlib.ExitStack() as ends:
                 port, servers = 8000, []
+                # Left last: with this program the servers end, and then the threads that wait for them.
+                pool = ends.enter_context(concurrent.futures.ThreadPoolExecutor(len(group)))
                 for row in group:
                     port = serving.free_port(port + 1, 1)
                     one = started(row, scratch, given.flags.split(), port, max(given.users))
                     servers.append(ends.enter_context(one))
-                with concurrent.futures.ThreadPoolExecutor(len(servers)) as pool:  # each has its own time of starting
-                    found = list(pool.map(wait, servers, [scratch] * len(servers)))
+                found = list(pool.map(wait, servers, [scratch] * len(servers)))  # each has its own time of starting
                 for server, facts in zip(servers, found, strict=True):
                     ask = (server.port, "it", str(scratch / "base"))
                     try:

@@ -202,8 +202,8 @@ def decision_table(folder: str = "notebooks/") -> str:
             "a server card that is older, or short of memory, many users",
             f"{link('AWQ', '06_awq')}, vLLM",
             f"{size('AWQ')}, perplexity as above. On an H100 vLLM is {vllm[0]:.1f} times as fast as the pipeline at 16 "
-            f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. With 64 users on an H200 it is slower "
-            f"than 16 bits ({many:.1f} times the tokens per second): it saves memory there, not time. llama.cpp's "
+            f"bits for one user, and AWQ {vllm[1]:.1f} times on top [3]. With 64 users on an H200 AWQ gives "
+            f"{many:.1f} times the tokens per second of 16 bits: there it saves memory, not time. llama.cpp's "
             f"server is for few users: Q4_K_M on that card, against AWQ in vLLM: {under_load('Q4_K_M', 'AWQ')} [7]",
         ),
         (

@@ -264,6 +264,13 @@ def test_the_readme_says_what_was_measured():
     assert not re.search(r"\d+\.\d%(?! \[)(?=[^|]*right)", decision_table()), "no figure of tiny in the guide"
 
 
+def test_four_bits_in_vllm_are_faster_for_few_users_and_save_memory_for_many():
+    served = {row["name"].partition(",")[0]: row["users"] for row in read_speed("serving-llama-h200")["rows"]}
+    for kind in ("GPTQ", "AWQ"):
+        times = {users: at["tokens/s"] / served["16-bit"][users]["tokens/s"] for users, at in served[kind].items()}
+        assert min(times["1"], times["16"]) > 1.1 and times["64"] < 0.9, times
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("speed-*.json")), ids=lambda path: path.stem)
 def test_the_committed_benchmarks_are_whole(path):
     result = read_speed(path.stem)

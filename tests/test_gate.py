@@ -23,6 +23,7 @@ from series.models import find
 from series.notebooks import default_parameters
 from series.prepared import PLAIN_TEMPLATE, prepare
 from series.quality import distance, unread
+from series.quirks import llama_cpp
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +386,9 @@ def test_the_hubs_own_words_reach_the_reader(folder, tmp_path, status, headers, 
     assert re.search(sentence, said), said
 
 
-@pytest.mark.parametrize(("technique", "notebook"), [("gguf", "05_gguf"), ("finetune", "14_finetune")])
+@pytest.mark.parametrize(
+    ("technique", "notebook"), [("gguf", "05_gguf"), ("context", "13_context"), ("finetune", "14_finetune")]
+)
 def test_a_tokenizer_at_which_llama_cpp_ends_the_kernel(folder, artifacts, technique, notebook):
     """It says that it falls back to bytes and has none, as transformers 5.17 wrote it for a file of SmolLM2."""
     (folder / "tokenizer.model").unlink(missing_ok=True)
@@ -398,6 +401,16 @@ def test_a_tokenizer_at_which_llama_cpp_ends_the_kernel(folder, artifacts, techn
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match="has no token for a byte"):
         start(technique, dict(given))
+    model = json.loads(text)["model"]
+    for harmless in (
+        {"byte_fallback": False},
+        {"type": None},
+    ):  # byte-level, as Llama 3's; from before types were named
+        edit(file, model=model | harmless)
+        llama_cpp.require_tokenizer(str(folder))
+    edit(file, model=model)
+    (folder / "tokenizer.model").touch()  # the converter reads this one then
+    llama_cpp.require_tokenizer(str(folder))
 
 
 def test_a_file_is_no_model():

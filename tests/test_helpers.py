@@ -754,6 +754,8 @@ def test_the_bytes_of_a_training():
     assert small["kept"] == 4 * 33 * 4096 + 4 * 32_000 and full["kept"] == 4 * 35 * 4096 + 4 * 32_000
     with pytest.raises(ValueError, match="Experts are stacked"):
         adapter_weights({"model_type": "mixtral"}, 8)
+    with pytest.raises(ValueError, match="this one has experts"):
+        training_bytes({"model_type": "mixtral"}, 1)
     for rank, kind in ((8, "GPTQ"), (None, "NF4"), (0, "16-bit"), (-1, "NF4")):
         with pytest.raises(ValueError, match=f"not for '{kind}' with rank {rank}"):
             training_bytes(mistral, 1, rank, kind)

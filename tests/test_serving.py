@@ -252,7 +252,7 @@ class SaysNothing(http.server.BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         for number in range(asked["max_tokens"]):
-            time.sleep(0.02)
+            time.sleep(0.05)
             last = {"usage": {"completion_tokens": number + 1}} if number + 1 == asked["max_tokens"] else {}
             self.wfile.write(f"data: {json.dumps({'choices': [{'text': ''}], **last})}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
@@ -264,7 +264,7 @@ def test_tokens_that_are_no_text_count():
         found = serving.load(server.server_port, "it", str(notebooks.TINY), 2, "no key", 16, 5)
         server.shutdown()
     assert found["tokens/s"] == pytest.approx(5 * found["requests/s"])
-    assert 10 < found["per token, ms"] <= found["per token, ms (95%)"], "four waits of 20 ms; none, by the text"
+    assert 45 < found["per token, ms"] <= found["per token, ms (95%)"], "four waits of 50 ms; none, by the text"
 
 
 def test_a_taken_port_is_passed_over():

@@ -43,8 +43,10 @@ def require_tokenizer(folder: str) -> None:
     file = pathlib.Path(folder) / "tokenizer.json"
     if not file.is_file() or file.with_name("tokenizer.model").is_file():
         return
-    model = json.loads(file.read_text(encoding="utf-8"))["model"]
-    if model["type"] == "BPE" and model.get("byte_fallback") and "<0x0A>" not in model["vocab"]:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    model, decoder = found["model"], found.get("decoder") or {}
+    by_bytes = model.get("type") == "BPE" and model.get("byte_fallback") and decoder.get("type") == "Sequence"
+    if by_bytes and "<0x0A>" not in model["vocab"]:  # what the converter takes for a tokenizer of Llama 2's kind
         raise ValueError(
             "This model's tokenizer.json says byte_fallback, and has no token for a byte: llama.cpp would end this "
             "kernel at the first character that it does not know. Copy the tokenizer's files from the model that this "

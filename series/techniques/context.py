@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from helpers.sizes import cache_bytes
 from series import gate
 from series.parameters import one_of
+from series.quirks import llama_cpp
 from series.techniques.gguf import LlamaCpp
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Context(LlamaCpp):
         del given["QUANT_TYPE"]
 
     def ready(self, lesson: Lesson) -> None:
-        """Nothing is converted here."""
+        """Nothing is converted here but by 05."""
+        llama_cpp.require_tokenizer(lesson.path)
 
 
 TECHNIQUE = Context()
