@@ -165,7 +165,7 @@ def notebook(stem: str, model: pathlib.Path, card: str, folder: str) -> list[str
     text = "".join(o.get("text", "") for c in done.cells if c.cell_type == "code" for o in c.outputs)
     peak, answer = re.search(r'"peak": (\d+)', text), run.to_the_answer(done)
     predicted = re.search(r": (\S+ \wB) of weights, (\S+ \wB) of cache", text)
-    kernel = re.search(r"^kernel: (.+)$", text, re.M)
+    kernel = re.search(r"^kernel: ([^,\n]+)", text, re.M)
     seconds = [f"{answer:.0f}" if answer else "", f"{time.perf_counter() - begun:.0f}"]
     sizes = [f"{int(peak[1]) / 1e6:,.1f}" if peak else "", " + ".join(predicted.groups()) if predicted else ""]
     return [stem, model.name, card, ended, *seconds, *sizes, kernel[1] if kernel else ""]
