@@ -141,7 +141,7 @@ SABOTAGES: dict[str, list[tuple[str, list[tuple]]]] = {
     ],
     "06_awq": [
         ("a symmetric grid", [("make", "sym=False", "sym=True")]),
-        ("GPTQ for AWQ", [("make", 'method="awq", format="gemm"', 'method="gptq", format="gptq"'),
+        ("GPTQ for AWQ", [("make", 'method="awq"', 'method="gptq"'),
                           ("make", ", backend=BACKEND.AWQ_TORCH", "")]),
         ("other groups", [("make", "group_size=GROUP_SIZE", "group_size=32")]),
         ("one text", [("make", "model.quantize(texts,", "model.quantize(texts[:1],")]),

@@ -162,8 +162,7 @@ def main():
 
     folder = f"{path}-awq"
     if not os.path.exists(folder):  # made once, under another name until it is complete
-        model = GPTQModel.load(path, QuantizeConfig(bits=4, group_size=GROUP_SIZE, sym=False,
-                                                    method="awq", format="gemm"))
+        model = GPTQModel.load(path, QuantizeConfig(4, group_size=GROUP_SIZE, sym=False, method="awq"))
         model.quantize(texts, batch_size=len(texts), backend=BACKEND.AWQ_TORCH)  # one batch
         model.save(f"{folder}.part")
         os.rename(f"{folder}.part", folder)
